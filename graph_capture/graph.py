@@ -245,6 +245,7 @@ def _validate(graph: Graph) -> None:
         for value in operator.inputs:
             if value not in made:
                 raise GraphError(f"{where}: input {value} is made by no operator before it (missing producer or cycle)")
+        _check_in_place(where, operator, graph.values)
         for value in operator.outputs:
             if value in made or graph.values[value].producer != index:
                 raise GraphError(f"{where}: value {value} names operator {graph.values[value].producer} as its producer")
@@ -269,9 +270,14 @@ def _check_indices(where: str, operator: Operator, n_values: int) -> None:
             raise GraphError(f"{where}: {label} {indices} name a value twice")
         if any(not 0 <= v < n_values for v in indices):
             raise GraphError(f"{where}: {label} {indices} name a value outside of 0..{n_values - 1}")
+
+
+def _check_in_place(where: str, operator: Operator, values: Sequence[Value]) -> None:
     for source, target in operator.in_place:
         if source not in operator.inputs or target not in operator.outputs:
             raise GraphError(f"{where}: in_place pair {(source, target)} is not an (input, output) of it")
+        if values[source].size_bytes != values[target].size_bytes:
+            raise GraphError(f"{where}: the values of in_place pair {(source, target)} differ in size")
 
 
 def _check_value(index: int, value: Value, made: Mapping[int, int], n_operators: int) -> None:

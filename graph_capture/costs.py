@@ -1,0 +1,73 @@
+"""What one execution of an operator costs in seconds and FLOPs.
+
+Cost models sit behind one small interface, :class:`CostModel`. `Roofline` prices an operator at the larger of its
+arithmetic and its memory traffic on a named device (Williams, Waterman and Patterson, "Roofline", CACM 2009), plus the
+time of a launch. `FlopCount` is the classic count, for comparison with papers that know nothing else.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import fx
+
+from graph_capture.devices import Device
+from graph_capture.flops import flops_of
+from graph_capture.joint import tensors_of
+
+PricedBy = Literal["flops", "bytes"]
+
+
+@dataclass(frozen=True)
+class Price:
+    """Cost of one execution; `priced_by` says whether a FLOP formula was known."""
+
+    seconds: float
+    flops: int
+    priced_by: PricedBy
+
+
+class CostModel(abc.ABC):
+    """Prices one operator of a joint graph."""
+
+    @abc.abstractmethod
+    def price(self, node: fx.Node) -> Price:
+        """Seconds and FLOPs of one execution of `node`, whose inputs and outputs are fake tensors."""
+
+
+@dataclass(frozen=True)
+class Roofline(CostModel):
+    """max(FLOPs / peak FLOP/s, bytes moved / bandwidth) + launch time."""
+
+    device: Device
+
+    def price(self, node: fx.Node) -> Price:
+        """An operator without a FLOP formula is priced by its bytes alone, never as free."""
+        flops = flops_of(node)
+        seconds = bytes_moved(node) / self.device.bytes_per_second
+        if flops:
+            seconds = max(seconds, flops / self.device.peak_flops(_dtype(node)))
+        return Price(seconds + self.device.launch_seconds, flops or 0, "bytes" if flops is None else "flops")
+
+
+@dataclass(frozen=True)
+class FlopCount(CostModel):
+    """One second per FLOP of a formula, and per byte moved where there is none."""
+
+    def price(self, node: fx.Node) -> Price:
+        """FLOPs as seconds; bytes moved for operators without a formula."""
+        flops = flops_of(node)
+        return Price(float(flops if flops is not None else bytes_moved(node)), flops or 0, "bytes" if flops is None else "flops")
+
+
+def bytes_moved(node: fx.Node) -> int:
+    """Bytes that an operator reads and writes: each input and output tensor once."""
+    tensors = [t for n in (*node.all_input_nodes, node) for t in tensors_of(n)]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _dtype(node: fx.Node) -> str:
+    tensors = tensors_of(node)
+    return str(tensors[0].dtype).removeprefix("torch.") if tensors else "float32"

@@ -1,0 +1,114 @@
+"""When each gradient is handed over.
+
+The rewritten model's backward runs in slices: as soon as a slice is done, its gradients are handed to autograd, which
+adds them to ``.grad``, runs hooks and lets DDP send them, as in eager. A slice ends where a gradient is complete;
+gradients that one autograd node of the original model makes together are handed over together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from graph_capture.joint import Joint, is_mutation, storage_key, tensors_of
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """When each gradient is handed over.
+
+    **Fields:**
+
+    - `slice_ends`: operator indices after which gradients are handed over, increasing.
+    - `slice_of`: for each primal with a gradient the index of its slice; slice 0 is the first.
+    - `undetachable`: primals that are written to or returned: their gradients come back through AOTAutograd's node.
+    - `of_value`: for each value that is a gradient (operator after which it is delivered, bytes that autograd copies).
+    - `gradient_bytes`: size of all `.grad` tensors together.
+    """
+
+    slice_ends: tuple[int, ...]
+    slice_of: Mapping[int, int]
+    undetachable: frozenset[int]
+    of_value: Mapping[int, tuple[int, int]]
+    gradient_bytes: int
+
+
+def plan_delivery(
+    joint: Joint, value_of: Mapping[fx.Node, tuple[int, ...]], producer: Sequence[int], phases: Sequence[str]
+) -> Delivery:
+    """Decide the slices of the backward; `producer` and `phases` are by value and by operator."""
+    complete: dict[int, int] = {}
+    for primal, gradient in enumerate(joint.gradients):
+        if isinstance(gradient, fx.Node):
+            complete[primal] = max((producer[v] for v in value_of.get(gradient, ())), default=-1)
+    first_backward = next((i for i, p in enumerate(phases) if p == "backward"), len(phases) - 1)
+    complete = {p: max(c, first_backward) for p, c in complete.items()}
+    undetachable = _undetachable(joint) & complete.keys()
+    floor = max((complete[p] for p in undetachable), default=-1)
+    last_of_node = _last_of_autograd_node(joint, complete)
+    ends = sorted({max(last_of_node[p], floor) for p in complete})
+    slice_of = {p: ends.index(max(last_of_node[p], floor)) for p in complete}
+    of_value: dict[int, tuple[int, int]] = {}
+    seen: set[fx.Node] = set()
+    for primal in complete:
+        gradient = joint.gradients[primal]
+        tensor, variable = tensors_of(gradient)[0], tensors_of(joint.primals[primal])[0]
+        stolen = _obeys_layout_contract(tensor, variable) and gradient not in seen
+        seen.add(gradient)
+        copy = 0 if stolen else variable.numel() * variable.element_size()
+        for value in value_of.get(gradient, ()):
+            if phases[producer[value]] == "backward":
+                end, copied = of_value.get(value, (-1, 0))
+                of_value[value] = (max(end, ends[slice_of[primal]]), copied + copy)
+    sizes = (tensors_of(joint.primals[p])[0] for p in complete)
+    gradient_bytes = sum(t.numel() * t.element_size() for t in sizes)
+    return Delivery(tuple(ends), slice_of, frozenset(undetachable), of_value, gradient_bytes)
+
+
+def _last_of_autograd_node(joint: Joint, complete: Mapping[int, int]) -> dict[int, int]:
+    """For each primal the last completion among the gradients of the same node of the original autograd graph."""
+    node_of = {p: _sequence_number(joint.gradients[p]) for p in complete}
+    ordered = sorted(complete, key=lambda p: complete[p])
+    last: dict[int, int] = {}
+    for position in range(len(ordered) - 1, -1, -1):
+        primal = ordered[position]
+        last[primal] = complete[primal]
+        if position + 1 < len(ordered):
+            following = ordered[position + 1]
+            number = node_of[primal]
+            if number is not None and number == node_of[following]:
+                last[primal] = last[following]
+    return last
+
+
+def _sequence_number(gradient: fx.Node) -> int | None:
+    """Autograd's sequence number of the node whose formula made a gradient, views of it left aside."""
+    node = gradient
+    while len(node.all_input_nodes) == 1 and node.op == "call_function":
+        source = node.all_input_nodes[0]
+        if not tensors_of(source) or not tensors_of(node):
+            break
+        if storage_key(tensors_of(source)[0]) != storage_key(tensors_of(node)[0]):
+            break
+        node = source
+    return node.meta.get("seq_nr")
+
+
+def _undetachable(joint: Joint) -> set[int]:
+    """Primals that autograd must see as they are: written to, or sharing their storage with an output."""
+    returned = {storage_key(t) for n in joint.forward_outputs if isinstance(n, fx.Node) for t in tensors_of(n)}
+    writes = [n for n in joint.module.graph.nodes if n.op == "call_function" and is_mutation(n)]
+    written = {storage_key(tensors_of(n.all_input_nodes[0])[0]) for n in writes}
+    keys = [{storage_key(t) for t in tensors_of(p)} for p in joint.primals]
+    return {index for index, key in enumerate(keys) if key & (returned | written)}
+
+
+def _obeys_layout_contract(gradient: torch.Tensor, variable: torch.Tensor) -> bool:
+    """Whether autograd takes a gradient over as it is (torch/csrc/autograd/utils/grad_layout_contract.h)."""
+    if torch._prims_common.is_non_overlapping_and_dense_or_false(variable):
+        pairs = zip(variable.shape, gradient.stride(), variable.stride(), strict=True)
+        return all(size == 1 or mine == theirs for size, mine, theirs in pairs)
+    return gradient.is_contiguous()

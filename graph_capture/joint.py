@@ -1,0 +1,143 @@
+"""The joint forward-backward graph, brought into one normal form.
+
+AOTAutograd traces forward and backward into one functional ``torch.fx`` graph of ATen operators. Three things are
+changed before anyone looks at it, so that no schedule needs more memory than eager:
+
+- a ``clone`` that changes nothing (same strides) disappears: the graph is functional, nobody can see the difference;
+- dead operators disappear, but for random ones, which advance the generator;
+- writes into buffers (``copy_``), which stand at the very end, move to the first place where nobody reads the old
+  contents any more, so that the new contents need not wait for the end of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_leaves
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A normalised joint graph.
+
+    **Fields:**
+
+    - `primals`: inputs of the forward, `tangents`: of the backward.
+    - `forward_outputs`, `gradients`: nodes or `None`; one gradient for each primal.
+    - `output_descriptions`: AOTAutograd's descriptions of all outputs, forward ones first.
+    """
+
+    module: fx.GraphModule
+    primals: tuple[fx.Node, ...]
+    tangents: tuple[fx.Node, ...]
+    forward_outputs: tuple[Any, ...]
+    gradients: tuple[Any, ...]
+    output_descriptions: tuple[Any, ...]
+
+
+def normalise(module: fx.GraphModule, num_forward_outputs: int) -> Joint:
+    """Bring AOTAutograd's joint graph into the normal form of this module, in place."""
+    graph = module.graph
+    _drop_clones(graph)
+    graph.eliminate_dead_code(is_impure_node=_must_stay)
+    _advance_writes(graph)
+    graph.lint()
+    output = next(iter(graph.find_nodes(op="output")))
+    outputs = tuple(output.args[0])
+    placeholders = graph.find_nodes(op="placeholder")
+    tangents = tuple(n for n in placeholders if n.name.startswith("tangents"))
+    primals = tuple(n for n in placeholders if not n.name.startswith("tangents"))
+    return Joint(
+        module=module,
+        primals=primals,
+        tangents=tangents,
+        forward_outputs=outputs[:num_forward_outputs],
+        gradients=outputs[num_forward_outputs:],
+        output_descriptions=tuple(output.meta.get("desc", (None,) * len(outputs))),
+    )
+
+
+def tensors_of(node: fx.Node) -> list[torch.Tensor]:
+    """The fake tensors that a node returns."""
+    return [v for v in tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """Identity of a (fake) tensor's storage."""
+    return tensor.untyped_storage()._cdata
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether a node draws random numbers. Attention kernels do so only with a dropout probability."""
+    if not (isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags):
+        return False
+    for position, argument in enumerate(node.target._schema.arguments):
+        if argument.name == "dropout_p":
+            given = node.args[position] if position < len(node.args) else node.kwargs.get("dropout_p", 0.0)
+            return given != 0.0
+    return True
+
+
+def is_mutation(node: fx.Node) -> bool:
+    """Whether a node writes into one of its inputs."""
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _must_stay(node: fx.Node) -> bool:
+    return node.op in ("placeholder", "output") or is_mutation(node) or is_random(node)
+
+
+def _drop_clones(graph: fx.Graph) -> None:
+    output = next(iter(graph.find_nodes(op="output")))
+    returned = {n for n in output.all_input_nodes}
+    written = {storage_key(t) for n in graph.nodes if is_mutation(n) for t in tensors_of(n.all_input_nodes[0])}
+    for node in list(graph.nodes):
+        if node.target is not aten.clone.default or not isinstance(node.args[0], fx.Node):
+            continue
+        source = node.args[0]
+        before, after = tensors_of(source), tensors_of(node)
+        same = len(before) == len(after) == 1 and before[0].stride() == after[0].stride()
+        # What is returned must keep a storage of its own: an output that aliases an input or another output behaves
+        # differently for the caller. And a copy of what is overwritten later holds the old contents.
+        if same and not _reaches(node, returned) and storage_key(before[0]) not in written:
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+
+
+def _reaches(node: fx.Node, returned: set[fx.Node]) -> bool:
+    """Whether a returned tensor shares the node's storage."""
+    key = storage_key(tensors_of(node)[0])
+    return any(storage_key(t) == key for r in returned for t in tensors_of(r))
+
+
+def _advance_writes(graph: fx.Graph) -> None:
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    writes = [n for n in graph.find_nodes(op="call_function", target=aten.copy_.default)]
+    for write in writes:
+        target, source = write.args[0], write.args[1]
+        if not isinstance(target, fx.Node) or target.op != "placeholder" or not isinstance(source, fx.Node):
+            continue
+        key = storage_key(tensors_of(target)[0])
+        readers = [n for n in graph.nodes if n is not write and n.op == "call_function" and _reads(n, key)]
+        anchor = max([source, *readers], key=lambda n: position.get(n, -1))
+        if anchor.op == "call_function" and not write.users and anchor.meta.get("partitioner_tag") != "is_backward":
+            anchor.append(write)
+
+
+def _reads(node: fx.Node, key: int) -> bool:
+    return any(storage_key(t) == key for i in node.all_input_nodes for t in tensors_of(i))
+
+
+def partitioner(sink: Callable[[Joint], tuple[fx.GraphModule, fx.GraphModule]]) -> Callable[..., Any]:
+    """An AOTAutograd `partition_fn` that normalises the joint graph and hands it to `sink`."""
+
+    def partition(module: fx.GraphModule, joint_inputs: Any, *, num_fwd_outputs: int, **_: Any) -> Any:
+        return sink(normalise(module, num_fwd_outputs))
+
+    return partition

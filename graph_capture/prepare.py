@@ -1,0 +1,96 @@
+"""Prepare the graph that TorchDynamo hands to a backend, the same way for planning and for running.
+
+Two changes are made on a copy (Dynamo still owns its graph):
+
+- a zero-dimensional *token* input is put in front. The rewritten model threads a chain of small autograd nodes
+  through it, which hand the gradients over one by one; for planning it only keeps the joint graph the same.
+- outputs that the loss does not come from are detached. AOTAutograd would otherwise make a tangent of zeros for each
+  of them, as large as the output (for a language model, as large as its logits).
+
+Written for torch 2.11 to 2.13: relies on the private ``_dynamo_source`` attribute of placeholders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+TOKEN_NAME = "checkpoint_token"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A Dynamo graph with a token input in front.
+
+    **Fields:**
+
+    - `module`, `example_inputs`: what AOTAutograd gets.
+    - `sources`: for each example input but the token, where Dynamo found it (`L['self']._parameters['weight']`).
+    - `detached_outputs`: indices of the outputs that were detached and required a gradient before.
+    """
+
+    module: fx.GraphModule
+    example_inputs: tuple[Any, ...]
+    sources: tuple[str, ...]
+    detached_outputs: tuple[int, ...]
+
+
+def output_nodes(module: fx.GraphModule) -> tuple[Any, ...]:
+    """The flat outputs of a Dynamo graph."""
+    return tuple(next(iter(module.graph.find_nodes(op="output"))).args[0])
+
+
+def example_value(node: Any) -> Any:
+    """The fake tensor that stands for a node's result; `None` for what is no tensor."""
+    if not isinstance(node, fx.Node):
+        return None
+    return node.meta.get("example_value", node.meta.get("val"))
+
+
+def differentiable_outputs(module: fx.GraphModule) -> tuple[int, ...]:
+    """Indices of the outputs that require a gradient."""
+    found = []
+    for index, node in enumerate(output_nodes(module)):
+        value = example_value(node)
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            found.append(index)
+    return tuple(found)
+
+
+def prepare(module: fx.GraphModule, example_inputs: Sequence[Any], loss_outputs: Collection[int]) -> Prepared:
+    """Copy a Dynamo graph, add the token input, and detach the outputs that are not in `loss_outputs`."""
+    fake_mode = torch._guards.detect_fake_mode(example_inputs)
+    graph = fx.Graph()
+    token = graph.placeholder(TOKEN_NAME)
+    token._dynamo_source = torch._dynamo.source.LocalSource(TOKEN_NAME, is_input=True)  # type: ignore[attr-defined]
+    with fake_mode:
+        fake_token = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    token.meta["val"] = token.meta["example_value"] = fake_token
+    copies: dict[fx.Node, fx.Node] = {}
+    sources: list[str] = []
+    detached: list[int] = []
+    for node in module.graph.nodes:
+        if node.op == "output":
+            outputs = list(node.args[0])
+            for index in set(differentiable_outputs(module)) - set(loss_outputs):
+                # Several outputs may be one node; each place in the output list gets a detached alias of its own.
+                alias = graph.call_method("detach", (copies[outputs[index]],))
+                alias.meta["example_value"] = example_value(outputs[index]).detach()
+                copies[alias] = alias
+                outputs[index] = alias
+                detached.append(index)
+            graph.output(tuple(copies[o] if isinstance(o, fx.Node) else o for o in outputs))
+            continue
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
+        if hasattr(node, "_dynamo_source"):
+            copies[node]._dynamo_source = node._dynamo_source  # type: ignore[attr-defined]
+        if node.op == "placeholder":
+            source = getattr(node, "_dynamo_source", None)
+            sources.append(str(source.name() if callable(source.name) else source.name) if source is not None else "")
+    copy = fx.GraphModule(module, graph)
+    copy.meta.update(module.meta)
+    return Prepared(copy, (fake_token, *example_inputs), tuple(sources), tuple(sorted(detached)))
