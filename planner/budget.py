@@ -171,9 +171,7 @@ def _float_advice(amount: float) -> str:
 def _brief(size_bytes: int) -> str:
     if abs(size_bytes) < 1024:
         return f"{size_bytes} byte" if abs(size_bytes) == 1 else f"{size_bytes} bytes"
-    amount, unit = float(size_bytes), "bytes"
-    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB"):
-        amount /= 1024
-        if abs(round(amount, 2)) < 1024:  # what rounds to 1024.00 belongs to the next unit
-            break
-    return f"{amount:.2f} {unit}"
+    units = ("KiB", "MiB", "GiB", "TiB", "PiB")
+    # What rounds to 1024.00 of a unit belongs to the next one.
+    power = next((p for p in range(1, 6) if abs(round(size_bytes / 1024**p, 2)) < 1024), 5)
+    return f"{size_bytes / 1024**power:.2f} {units[power - 1]}"

@@ -1,0 +1,117 @@
+"""The table that `print(plan)` shows: what was asked for, what it costs, and how good that is.
+
+Plain text, so that it reads the same in a terminal, a log file and a notebook. Rows are pairs of label and text; the
+command line may draw them in another way.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from planner.budget import format_bytes
+
+if TYPE_CHECKING:
+    from planner.plan_file import Plan
+
+Row = tuple[str, str]
+
+
+def plan_rows(plan: Plan) -> list[Row]:
+    """The rows of the table, in order; continuation lines have an indented label."""
+    rows: list[Row] = [
+        ("model", f"{plan.model.class_name} ({len(plan.model.parameters)} parameter tensors)"),
+        ("mode", "training" if plan.training else "evaluation"),
+        ("loss", plan.loss.location + (f": {plan.loss.note}" if plan.loss.note else "")),
+        ("budget", _budget(plan)),
+        *((f"  {label}", format_bytes(size)) for label, size in plan.budget.covers),
+        *_memory(plan),
+        *_price(plan),
+        ("operators", _operators(plan)),
+        ("seconds", f"capture {plan.capture_seconds:.2f}, solve {plan.solve_seconds:.2f}"),
+    ]
+    if plan.message:
+        rows.append(("message", plan.message))
+    rows.extend(("note", note) for note in plan.notes)
+    return rows
+
+
+def plan_text(plan: Plan) -> str:
+    """The table as text."""
+    rows = plan_rows(plan)
+    width = max(len(label) for label, _ in rows)
+    return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
+
+
+def format_fraction(fraction: float) -> str:
+    """A fraction of the step as a percentage; small ones keep their digits, infinity is said in words."""
+    if fraction == float("inf"):
+        return "infinite"
+    percent = 100 * fraction
+    return f"{percent:.2f} %" if percent >= 0.01 or percent == 0 else f"{percent:.1g} %"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds with a unit that leaves three digits before the point at the most."""
+    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
+        if seconds * factor >= 1 or unit == "us":
+            return f"{seconds * factor:.3g} {unit}"
+    raise AssertionError("unreachable")
+
+
+def _budget(plan: Plan) -> str:
+    size = format_bytes(plan.budget_bytes)
+    return f"{plan.budget.requested} = {size}" if plan.budget.requested != size else size
+
+
+def _memory(plan: Plan) -> list[Row]:
+    return [
+        ("eager's peak", f"{format_bytes(plan.eager_peak_bytes)}, {plan.eager_peak_source}"),
+        ("store-all's peak", format_bytes(plan.store_all_peak_bytes) + _share(plan, plan.store_all_peak_bytes)),
+        ("predicted peak", format_bytes(plan.predicted_peak_bytes) + _share(plan, plan.predicted_peak_bytes)),
+        ("  first micro-batch", format_bytes(plan.first_peak_bytes) + _binds(plan, "first")),
+        ("  later micro-batch", format_bytes(plan.later_peak_bytes) + _binds(plan, "later")),
+    ]
+
+
+def _share(plan: Plan, size_bytes: int) -> str:
+    return f", {100 * size_bytes / plan.eager_peak_bytes:.1f} % of eager's" if plan.eager_peak_bytes else ""
+
+
+def _binds(plan: Plan, regime: str) -> str:
+    if plan.regime == regime:
+        return ", binds"
+    counted = regime == "first" or plan.to_graph().gradient_accumulation
+    return "" if counted else ", not planned for (no gradient accumulation)"
+
+
+def _price(plan: Plan) -> list[Row]:
+    recomputed_seconds = plan.simulation().recomputed_seconds
+    of_step = f"{format_seconds(recomputed_seconds)} on a step of {format_seconds(plan.step_seconds)}, as priced"
+    return [
+        ("overhead", f"{format_fraction(plan.overhead)} of the step ({of_step})"),
+        ("lower bound", f"{format_fraction(plan.lower_bound)}, for {plan.bound_scope or 'no schedule'}"),
+        ("gap", f"{format_fraction(plan.gap)} of the step"),
+        ("status", _status(plan.status)),
+        ("solver", plan.solver),
+        ("search class", _search_class(plan.search_class)),
+    ]
+
+
+def _status(name: str) -> str:
+    from solvers.solution import Status
+
+    return Status[name].value
+
+
+def _search_class(name: str) -> str:
+    from solvers.solution import SearchClass
+
+    return SearchClass[name].value if name in SearchClass.__members__ else name
+
+
+def _operators(plan: Plan) -> str:
+    runs = Counter(plan.to_schedule().order)
+    again = {index: count - 1 for index, count in runs.items() if count > 1}
+    once = len(runs) - len(again)
+    return f"{once} run once, {len(again)} recomputed ({sum(again.values())} extra executions)"
