@@ -1,0 +1,122 @@
+"""Cut a backward program into slices that hand their gradients over as soon as they are made.
+
+Values that pass from one slice to a later one lie in numbered slots of a dictionary that belongs to one call; the last
+slice that needs a slot takes it out, so that nothing lives longer than the schedule says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+from torch.fx.graph import _BoxedCodeGen
+
+from planner.emit import Programs
+
+State = dict[int, Any]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A piece of the backward program.
+
+    **Fields:**
+
+    - `function`: takes the slots' contents boxed in one list; returns (gradients, contents of the slots it fills).
+    - `reads`: slots to read, each with whether it is taken out. `writes`: slots to fill.
+    - `primals`: whose gradients it returns, in this order.
+    """
+
+    function: Callable[[list[Any]], tuple[tuple[Any, ...], tuple[Any, ...]]]
+    reads: tuple[tuple[int, bool], ...]
+    writes: tuple[int, ...]
+    primals: tuple[int, ...]
+
+    def run(self, state: State) -> tuple[Any, ...]:
+        """Run on one call's state; returns the gradients of `primals`."""
+        arguments = [state.pop(slot) if last else state[slot] for slot, last in self.reads]
+        gradients, kept = self.function(arguments)
+        state.update(zip(self.writes, kept, strict=True))
+        return gradients
+
+
+def boxed(module: fx.GraphModule) -> Callable[[list[Any]], Any]:
+    """Compile an fx graph to plain Python that takes its inputs in one list and releases each after its last use."""
+    module.graph.set_codegen(_BoxedCodeGen())
+    module.recompile()
+    forward = module.forward
+
+    def run(arguments: list[Any]) -> Any:
+        return forward(arguments)
+
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run
+
+
+def cut(programs: Programs) -> tuple[Slice, ...]:
+    """The slices of a backward program. The inputs of the program lie in slots 0, 1, ... when the first one starts."""
+    module = programs.backward
+    nodes = list(module.graph.nodes)
+    slot = {node: index for index, node in enumerate(nodes)}
+    placeholders = [n for n in nodes if n.op == "placeholder"]
+    body = [n for n in nodes if n.op not in ("placeholder", "output")]
+    gradients = nodes[-1].args[0]
+    piece_of = _piece_of_each(body, programs.slice_ends)
+    last_piece: dict[fx.Node, int] = {}
+    for node in body:
+        for argument in node.all_input_nodes:
+            last_piece[argument] = piece_of[node]
+    for piece, primals in enumerate(programs.slice_gradients):
+        for primal in primals:
+            if isinstance(gradients[primal], fx.Node):
+                last_piece[gradients[primal]] = max(last_piece.get(gradients[primal], -1), piece)
+    made_in = {node: -1 for node in placeholders} | piece_of
+    slices = []
+    start = 0
+    for piece, (end, primals) in enumerate(zip(programs.slice_ends, programs.slice_gradients, strict=True)):
+        stop = len(body) if piece == len(programs.slice_ends) - 1 else end
+        members = body[start:stop]
+        start = stop
+        results = [gradients[p] for p in primals]
+        slices.append(_slice(module, members, results, primals, piece, slot, last_piece, made_in))
+    return tuple(slices)
+
+
+def _piece_of_each(body: list[fx.Node], ends: tuple[int, ...]) -> dict[fx.Node, int]:
+    pieces: dict[fx.Node, int] = {}
+    piece = 0
+    for position, node in enumerate(body):
+        while piece < len(ends) - 1 and position >= ends[piece]:
+            piece += 1
+        pieces[node] = piece
+    return pieces
+
+
+def _slice(
+    module: fx.GraphModule,
+    members: list[fx.Node],
+    results: list[Any],
+    primals: tuple[int, ...],
+    piece: int,
+    slot: dict[fx.Node, int],
+    last_piece: dict[fx.Node, int],
+    made_in: dict[fx.Node, int],
+) -> Slice:
+    graph = fx.Graph()
+    inside = set(members)
+    needed: dict[fx.Node, None] = {}
+    for node in members:
+        needed.update(dict.fromkeys(a for a in node.all_input_nodes if a not in inside))
+    needed.update(dict.fromkeys(r for r in results if isinstance(r, fx.Node) and r not in inside))
+    copies = {node: graph.placeholder(node.name) for node in needed}
+    for node in members:
+        copies[node] = graph.node_copy(node, lambda n: copies[n])
+    kept = [n for n in members if last_piece.get(n, -1) > piece]
+    returned = tuple(copies[r] if isinstance(r, fx.Node) else r for r in results)
+    graph.output((returned, tuple(copies[n] for n in kept)))
+    function = boxed(fx.GraphModule(module, graph, f"PlannedBackward{piece}"))
+    reads = tuple((slot[n], last_piece[n] <= piece) for n in needed)
+    assert all(made_in[n] < piece for n in needed), "a slice reads what a later one makes"
+    return Slice(function, reads, tuple(slot[n] for n in kept), primals)
