@@ -93,7 +93,9 @@ class _Replay:
         for index, value in enumerate(graph.values):
             if value.delivered_after is not None:
                 self.deliveries.setdefault(value.delivered_after, []).append(index)
+        self.program = 0
         self.last_forward_step = self._last_forward_step(schedule)
+        self.last_read = self._last_reads(schedule)
         self.random_until = self._random_states(schedule)
         for number, step in enumerate(schedule.steps):
             if isinstance(step, Compute):
@@ -123,10 +125,28 @@ class _Replay:
                 first.add(step.operator)
         return until
 
+    def _last_reads(self, schedule: Schedule) -> dict[int, int]:
+        """The last step that reads each gradient; a gradient that is read after its delivery is not released."""
+        last: dict[int, int] = {}
+        for number, step in enumerate(schedule.steps):
+            if isinstance(step, Compute) and 0 <= step.operator < len(self.graph):
+                for value in self.graph.operators[step.operator].inputs:
+                    if self.graph.values[value].kind == "gradient":
+                        last[value] = number
+        return last
+
     def _program(self, number: int, index: int) -> int:
         if number <= self.last_forward_step:
             return 0
         return 1 if self.graph.operators[index].phase == "loss" else 2
+
+    def _check_program(self, where: str, program: int, index: int) -> None:
+        """Forward program, the caller's loss, backward program: none is entered again once it has been left."""
+        if program == 0 and self.graph.operators[index].phase == "loss":
+            raise ScheduleError(f"{where}: the caller's loss starts before the forward phase is complete")
+        if program < self.program:
+            raise ScheduleError(f"{where}: another operator before it interrupts the caller's loss")
+        self.program = program
 
     def _compute(self, number: int, step: Compute) -> None:
         graph, index = self.graph, step.operator
@@ -140,6 +160,7 @@ class _Replay:
             raise ScheduleError(f"{where}: it must not run twice ({operator.keep_reason or 'not recomputable'})")
         if program == 1 and again:
             raise ScheduleError(f"{where}: nothing can be recomputed inside of the loss, which the caller runs")
+        self._check_program(where, program, index)
         for value in operator.inputs:
             if value not in self.alive:
                 raise ScheduleError(f"{where}: its input value {value} is not in memory")
@@ -166,7 +187,7 @@ class _Replay:
                 self.live -= state
         self.done.add(index)
         if not again:
-            self._deliver(where, index)
+            self._deliver(where, number, index)
 
     def _take_over(self, where: str, step: Compute, program: int) -> int:
         if step.reuses is None:
@@ -182,15 +203,16 @@ class _Replay:
             raise ScheduleError(f"{where}: value {step.reuses} and the output that takes it over differ in size")
         return size
 
-    def _deliver(self, where: str, index: int) -> None:
+    def _deliver(self, where: str, number: int, index: int) -> None:
         for value in self.deliveries.get(index, ()):
             if value not in self.alive:
                 raise ScheduleError(f"{where}: gradient value {value} is due, and is not in memory")
-            if self.regime == "first":
-                instant = self.live + self.graph.values[value].delivery_copy_bytes
-                self.peak = max(self.peak, instant)
-                self.timeline[-1] = max(self.timeline[-1], instant)
-            elif max(self.graph.uses[value], default=-1) <= index:
+            copy = self.graph.values[value].delivery_copy_bytes if self.regime == "first" else 0
+            self.live += copy
+            self.peak = max(self.peak, self.live)
+            self.timeline[-1] = max(self.timeline[-1], self.live)
+            # What autograd takes over as it is stays; what it copies or adds to `.grad` goes, unless it is read again.
+            if (copy or self.regime == "later") and self.last_read.get(value, -1) <= number:
                 self.live -= self.graph.values[value].size_bytes
 
     def _free(self, number: int, value: int) -> None:
