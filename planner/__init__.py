@@ -1,0 +1,105 @@
+"""Trains PyTorch models within a memory budget.
+
+    from planner import plan, rewrite, Plan
+
+    p = plan(model, "12GiB", example_inputs=(ids,), example_kwargs={"labels": ids})
+    print(p)
+    p.save("gpt2.json")
+    model = rewrite(model, Plan.load("gpt2.json"))
+
+Names are loaded when they are first used, so that importing this package costs nothing: torch is imported by whoever
+plans or rewrites, and neither by `Plan.load` nor by the command line's `show`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from planner._version import __version__
+
+if TYPE_CHECKING:
+    from planner.api import plan
+    from planner.auto_checkpoint import auto_checkpoint
+    from planner.budget import Budget, format_bytes, parse_budget
+    from planner.errors import (
+        BudgetError,
+        CaptureError,
+        FactoryError,
+        InfeasibleBudgetError,
+        InputsUnknownError,
+        InvalidPlanError,
+        NoScheduleError,
+        PlanFileError,
+        PlanMismatchError,
+        PlannerError,
+        RewriteError,
+        UnsupportedModelError,
+    )
+    from planner.measure import StepMeasurement, measure_step
+    from planner.plan_file import Plan
+    from planner.rewrite import rewrite
+
+__all__ = [
+    "Budget",
+    "BudgetError",
+    "CaptureError",
+    "FactoryError",
+    "InfeasibleBudgetError",
+    "InputsUnknownError",
+    "InvalidPlanError",
+    "NoScheduleError",
+    "Plan",
+    "PlanFileError",
+    "PlanMismatchError",
+    "PlannerError",
+    "RewriteError",
+    "StepMeasurement",
+    "UnsupportedModelError",
+    "__version__",
+    "auto_checkpoint",
+    "format_bytes",
+    "measure_step",
+    "parse_budget",
+    "plan",
+    "rewrite",
+]
+
+_HOMES = {
+    "Budget": "planner.budget",
+    "Plan": "planner.plan_file",
+    "StepMeasurement": "planner.measure",
+    "auto_checkpoint": "planner.auto_checkpoint",
+    "format_bytes": "planner.budget",
+    "measure_step": "planner.measure",
+    "parse_budget": "planner.budget",
+    "plan": "planner.api",
+    "rewrite": "planner.rewrite",
+}
+"""The module of each public name; what is not listed is an error class."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES.get(name, "planner.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps `planner.rewrite` the function: importing the module of that name would bind the module over it."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(value, ModuleType) and _HOMES.get(name) == value.__name__:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
