@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from graph_capture.graph import Graph
+from solvers.structure import repeatable
 
 _SHARES = (1.0, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
 _NEGLIGIBLE = 1e-4  # of the bytes that the forward phase makes
@@ -86,13 +87,6 @@ def segment_order(graph: Graph, boundaries: Sequence[int]) -> list[int]:
                     order += segments.pop(segment)
         order.append(index)
     return order
-
-
-def repeatable(graph: Graph, operator: int) -> bool:
-    """Whether an operator may run again: what is handed to the caller and what the loss makes is there only once."""
-    item = graph.operators[operator]
-    only_activations = all(graph.values[v].kind == "activation" for v in item.outputs)
-    return item.recomputable and item.phase != "loss" and only_activations
 
 
 def _recomputations(graph: Graph, boundaries: Sequence[int]) -> dict[int, list[int]]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graph_capture.graph import Graph
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver, Status, memory_floor, overhead_of
 
 EVERY_SCHEDULE = "every schedule, in whatever order"
+TOLERANCE = 1e-6
+"""Overhead and bound that differ by no more than this fraction of the step count as equal."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,15 @@ class Verdict:
         """Begin to measure the seconds of a solve."""
         return cls(solver, graph, budget_bytes, search_class, bound_scope, time.perf_counter())
 
+    @property
+    def below_floor(self) -> bool:
+        """Whether one operator alone needs more than the budget: no schedule of any order fits."""
+        return self.budget_bytes < memory_floor(self.graph)[0]
+
+    def about(self, bound_scope: str) -> Verdict:
+        """The same solve with another scope of its bound."""
+        return replace(self, bound_scope=bound_scope)
+
     def conclude(
         self,
         candidates: Sequence[Candidate],
@@ -85,7 +96,7 @@ class Verdict:
         if best is not None:
             # The bound may exceed the overhead by what the engine tolerates, never by more.
             lower_bound = min(lower_bound, best.overhead)
-            status = Status.OPTIMAL if best.overhead <= lower_bound + 1e-9 else Status.FEASIBLE
+            status = Status.OPTIMAL if best.overhead <= lower_bound + TOLERANCE else Status.FEASIBLE
             return self._solution(status, best, lower_bound, hit_limit, message, smallest, None, trace)
         below = self.budget_bytes < floor_bytes
         if below or infeasible:
