@@ -21,7 +21,7 @@ from graph_capture.errors import CaptureError
 from graph_capture.graph import Graph, Operator, Phase, Value
 from graph_capture.in_place import InPlaceForm, in_place_forms
 from graph_capture.joint import Joint, is_mutation, is_random, storage_key, tensors_of
-from graph_capture.workspace import WorkspaceModel
+from graph_capture.workspace import Footprint, WorkspaceModel
 
 LOSS_NAME = "loss"
 CPU_RANDOM_STATE_BYTES = 5056
@@ -102,8 +102,9 @@ class _Builder:
         self._add_tangents()
         for node in backward:
             self._add(node, "backward")
-        values, delivery = self._values()
-        operators, forms = self._operators(values)
+        footprints = [Footprint() if d.node is None else self.workspace.of_node(d.node) for d in self.drafts]
+        values, delivery = self._values(footprints)
+        operators, forms = self._operators(values, footprints)
         graph = Graph(
             operators=operators,
             values=values,
@@ -200,18 +201,20 @@ class _Builder:
                 made.append(self.storage_value[key])
         self.value_of[node] = tuple(dict.fromkeys(made))
 
-    def _values(self) -> tuple[tuple[Value, ...], Delivery]:
+    def _values(self, footprints: Sequence[Footprint]) -> tuple[tuple[Value, ...], Delivery]:
         outputs = {v for n in self.joint.forward_outputs if isinstance(n, fx.Node) for v in self.value_of[n]}
         phases = [d.phase for d in self.drafts]
         delivery = plan_delivery(self.joint, self.value_of, self.producer, phases)
         values = []
         for index, tensor in enumerate(self.tensors):
+            draft = self.drafts[self.producer[index]]
+            retained = footprints[self.producer[index]].retained if draft.outputs[0] == index else 0
             after, copy = delivery.of_value.get(index, (None, 0))
             kind = "output" if index in outputs else "gradient" if after is not None else "activation"
             gradient = kind == "gradient"
             values.append(
                 Value(
-                    size_bytes=tensor.untyped_storage().nbytes(),
+                    size_bytes=tensor.untyped_storage().nbytes() + retained,
                     producer=self.producer[index],
                     kind=kind,
                     delivered_after=after if gradient else None,
@@ -222,7 +225,9 @@ class _Builder:
             )
         return tuple(values), delivery
 
-    def _operators(self, values: Sequence[Value]) -> tuple[tuple[Operator, ...], dict[tuple[int, int], InPlaceForm]]:
+    def _operators(
+        self, values: Sequence[Value], footprints: Sequence[Footprint]
+    ) -> tuple[tuple[Operator, ...], dict[tuple[int, int], InPlaceForm]]:
         operators: list[Operator] = []
         forms: dict[tuple[int, int], InPlaceForm] = {}
         for index, draft in enumerate(self.drafts):
@@ -236,7 +241,8 @@ class _Builder:
             pairs = []
             for form in in_place_forms(node):
                 sources = self.value_of[form.argument]
-                if len(sources) == 1 and values[sources[0]].kind == "activation" and len(draft.outputs) == 1:
+                fits = len(sources) == 1 and values[sources[0]].size_bytes == values[draft.outputs[0]].size_bytes
+                if fits and values[sources[0]].kind == "activation" and len(draft.outputs) == 1:
                     pairs.append((sources[0], draft.outputs[0]))
                     forms[index, sources[0]] = form
             price = self.cost.price(node)
@@ -250,7 +256,7 @@ class _Builder:
                     outputs=tuple(draft.outputs),
                     seconds=price.seconds,
                     flops=price.flops,
-                    workspace_bytes=self.workspace.workspace_bytes(node),
+                    workspace_bytes=footprints[index].scratch,
                     recomputable=not reason,
                     keep_reason=reason,
                     random_state_bytes=_random_state_bytes(node),

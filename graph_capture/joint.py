@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 
@@ -106,8 +106,24 @@ def _drop_clones(graph: fx.Graph) -> None:
         # What is returned must keep a storage of its own: an output that aliases an input or another output behaves
         # differently for the caller. And a copy of what is overwritten later holds the old contents.
         if same and not _reaches(node, returned) and storage_key(before[0]) not in written:
+            _move_views(graph, after[0], before[0])
             node.replace_all_uses_with(source)
             graph.erase_node(node)
+
+
+def _move_views(graph: fx.Graph, old: torch.Tensor, new: torch.Tensor) -> None:
+    """Let the recorded results that are views of `old` be views of `new`, which has the same layout."""
+    key = storage_key(old)
+    shift = new.storage_offset() - old.storage_offset()
+
+    def move(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and storage_key(value) == key:
+            return new.as_strided(value.shape, value.stride(), value.storage_offset() + shift)
+        return value
+
+    for node in graph.nodes:
+        if any(storage_key(t) == key for t in tensors_of(node)):
+            node.meta["val"] = tree_map(move, node.meta["val"])
 
 
 def _reaches(node: fx.Node, returned: set[fx.Node]) -> bool:

@@ -1,40 +1,55 @@
-"""Scratch memory that an operator needs only while it runs, beyond its outputs.
+"""Memory of an operator beyond its outputs' nominal sizes.
 
-Two models behind one interface. `MeasuredWorkspace` runs each distinct operator (target, shapes, dtypes, strides) once
-on the CPU at hand, alone, and reads the allocator's events; it is exact for the CPU that trains. `DeclaredWorkspace`
-bounds it by formula, for a device that is not here or operators too large to try: convolutions may re-order their
-input, weight and output once, attention keeps a block of scores per thread.
+*Scratch* exists only while the operator runs; what is *retained* stays with its first output (some kernels return a
+small result in the large storage that they worked in). Two models behind one interface: `MeasuredWorkspace` runs each
+distinct call (target, shapes, dtypes, strides) once on the CPU at hand, alone, and reads the allocator's events; it is
+exact for the CPU that trains. `DeclaredWorkspace` bounds it by formula, for a device that is not here or operators too
+large to try: convolutions may re-order their input, weight and output once, matrix libraries keep a workspace.
 """
 
 from __future__ import annotations
 
 import abc
 import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
 
 from graph_capture.allocator import AllocatorTrace
-from graph_capture.joint import is_mutation, tensors_of
 
-ALIGNMENT_BYTES = 64
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of one call beyond its outputs: `scratch` while it runs, `retained` with its first output."""
+
+    scratch: int = 0
+    retained: int = 0
 
 
 class WorkspaceModel(abc.ABC):
-    """Bounds the scratch memory of one operator of a joint graph."""
+    """Says what one operator call needs beyond its outputs."""
 
     @abc.abstractmethod
-    def workspace_bytes(self, node: fx.Node) -> int:
-        """Bytes that exist only while `node` runs, its inputs and outputs not counted."""
+    def footprint(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Footprint:
+        """Footprint of `target(*args, **kwargs)`; tensors may be fake, `result` is what the call returns."""
+
+    def of_node(self, node: fx.Node) -> Footprint:
+        """Footprint of a node of a joint graph."""
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
+        return self.footprint(node.target, args, kwargs, node.meta.get("val"))
 
 
 class NoWorkspace(WorkspaceModel):
     """Every operator works in its outputs."""
 
-    def workspace_bytes(self, node: fx.Node) -> int:
-        """Always 0."""
-        return 0
+    def footprint(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Footprint:
+        """Always nothing."""
+        return Footprint()
 
 
 class DeclaredWorkspace(WorkspaceModel):
@@ -43,19 +58,16 @@ class DeclaredWorkspace(WorkspaceModel):
     def __init__(self, library_bytes: int = 0) -> None:
         self.library_bytes = library_bytes
 
-    def workspace_bytes(self, node: fx.Node) -> int:
+    def footprint(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Footprint:
         """Convolutions: input, weight and output once more. Matrix products: the library's workspace."""
-        name = str(node.target)
+        name = str(target)
         if "convolution" in name:
-            tensors = [t for n in (*node.all_input_nodes, node) for t in tensors_of(n)]
-            return sum(t.numel() * t.element_size() for t in tensors)
-        if any(key in name for key in ("mm", "attention")):
-            return self.library_bytes
-        return 0
+            return Footprint(sum(t.numel() * t.element_size() for t in _tensors((args, kwargs, result))))
+        return Footprint(self.library_bytes if "mm" in name or "attention" in name else 0)
 
 
 class MeasuredWorkspace(WorkspaceModel):
-    """Tries each distinct operator once on the CPU. Operators above `limit_bytes` fall back to `fallback`.
+    """Tries each distinct call once on the CPU. Calls that touch more than `limit_bytes` fall back to `fallback`.
 
     The names of the operators that were measured and of those that fell back are kept, for the report.
     """
@@ -66,18 +78,22 @@ class MeasuredWorkspace(WorkspaceModel):
         self.measured: set[str] = set()
         self.declared: set[str] = set()
 
-    def workspace_bytes(self, node: fx.Node) -> int:
-        """Measured workspace; the fallback's bound for operators that are too large to try."""
-        if not isinstance(node.target, torch._ops.OpOverload) or is_mutation(node):
-            return 0
-        tensors = [t for n in (*node.all_input_nodes, node) for t in tensors_of(n)]
+    def footprint(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Footprint:
+        """Measured; the fallback's bound for calls that are too large to try."""
+        if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
+            return Footprint()
+        tensors = _tensors((args, kwargs, result))
         too_large = sum(t.untyped_storage().nbytes() for t in tensors) > self.limit_bytes
         if too_large or any(t.device.type != "cpu" for t in tensors):
-            self.declared.add(str(node.target))
-            return self.fallback.workspace_bytes(node)
-        self.measured.add(str(node.target))
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: _Spec.of(n.meta["val"]))
-        return _measure(node.target, _freeze(args), _freeze(kwargs))
+            self.declared.add(str(target))
+            return self.fallback.footprint(target, args, kwargs, result)
+        self.measured.add(str(target))
+        positional, keyword = tree_map(_Spec.of, (tuple(args), dict(kwargs)))
+        return _measure(target, _freeze(positional), _freeze(keyword))
+
+
+def _tensors(item: Any) -> list[torch.Tensor]:
+    return [t for t in tree_leaves(item) if isinstance(t, torch.Tensor)]
 
 
 class _Spec(tuple):  # type: ignore[type-arg]
@@ -118,13 +134,17 @@ def _thaw(item: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=4096)
-def _measure(target: Any, args: Any, kwargs: Any) -> int:
+def _measure(target: Any, args: Any, kwargs: Any) -> Footprint:
     # The measurement must leave no trace: random operators would advance the generator.
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    # And it may be asked for in the middle of a trace, whose modes would swallow every allocation.
+    with _disable_current_modes(), torch.random.fork_rng(devices=[]), torch.no_grad():
         positional, keyword = _thaw(args), _thaw(kwargs)
         target(*positional, **keyword)  # the first call may fill caches of the kernel library
         with AllocatorTrace() as trace:
             result = target(*positional, **keyword)
-    kept = trace.end_bytes
-    del result
-    return max(0, trace.peak_bytes - kept)
+        given = {t.untyped_storage()._cdata for t in _tensors((positional, keyword))}
+    made = {t.untyped_storage()._cdata: t for t in _tensors(result)}
+    nominal = sum(t.numel() * t.element_size() for key, t in made.items() if key not in given)
+    retained = max(0, trace.end_bytes - nominal)
+    return Footprint(max(0, trace.peak_bytes - trace.end_bytes), retained)
+

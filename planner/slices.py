@@ -41,6 +41,11 @@ class Slice:
         state.update(zip(self.writes, kept, strict=True))
         return gradients
 
+    def run_into(self, state: State, results: list[Any]) -> None:
+        """Run, and put each gradient at the place of its primal in `results`."""
+        for primal, gradient in zip(self.primals, self.run(state), strict=True):
+            results[primal] = gradient
+
 
 def boxed(module: fx.GraphModule) -> Callable[[list[Any]], Any]:
     """Compile an fx graph to plain Python that takes its inputs in one list and releases each after its last use."""

@@ -1,0 +1,294 @@
+"""From a model and example inputs to everything that a plan needs: the one entry of this package.
+
+The model is copied without its memory, one training call is traced by TorchDynamo, its loss is found, the joint
+forward-backward graph is built, and what eager would need is counted; nothing is run and nothing is allocated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from graph_capture.build import Binding, build_graph
+from graph_capture.costs import CostModel, Roofline
+from graph_capture.devices import Device, device_by_name
+from graph_capture.dynamo import CapturedCall, capture_call
+from graph_capture.eager import eager_peak_bytes
+from graph_capture.errors import CaptureError
+from graph_capture.fake import fake_copy, fake_inputs, fake_mode_of
+from graph_capture.graph import Graph
+from graph_capture.inputs import resolve_inputs
+from graph_capture.joint import Joint
+from graph_capture.loss import LossChoice, check_scalar, choose_loss, insert_loss, outputs_of_loss
+from graph_capture.prepare import differentiable_outputs
+from graph_capture.workspace import DeclaredWorkspace, MeasuredWorkspace, NoWorkspace, WorkspaceModel
+
+LossFn = Callable[[Any], torch.Tensor]
+BOOKKEEPING_BYTES = 64
+"""The token, the loss's own gradient and the anchor of unplanned outputs: a few scalars."""
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One captured training step.
+
+    **Fields:**
+
+    - `graph`: operators and values of forward, loss and backward. `program_fingerprint`, `program_structure`: of
+      the model's part alone, without prices and workspace; the same for planning and for running.
+    - `loss`: where the loss comes from. `eager_peak_bytes` (resident memory included) and how it is known.
+    - `notes`: what the user should know: operators priced by bytes, workspace that was declared, the loss.
+    """
+
+    graph: Graph
+    program_fingerprint: str
+    program_structure: str
+    loss: LossChoice
+    eager_peak_bytes: int
+    eager_peak_source: str
+    device: Device
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def capture(
+    model: Any,
+    example_inputs: Sequence[Any] = (),
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    loss_fn: LossFn | None = None,
+    device: str | Device = "cpu",
+    gradient_accumulation: bool = True,
+    extra_bytes: Mapping[str, int] | None = None,
+) -> Capture:
+    """Capture one training step.
+
+    **Arguments:**
+
+    - `example_inputs`, `example_kwargs`: as the model is called; tensors may be fake.
+    - `loss_fn`: takes the model's result, returns a scalar tensor.
+    - `extra_bytes`: memory beside the model's, by label (optimizer state, headroom), resident for the whole step.
+
+    Raises :class:`CaptureError`.
+    """
+    module, args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
+    _check_trainable(module)
+    target = device_by_name(device)
+    workspace = workspace_model(target)
+    mode = fake_mode_of(module, (args, kwargs))
+    state = random.getstate(), torch.get_rng_state()
+    try:
+        twin = fake_copy(module, mode)
+        fake_args, fake_kwargs = fake_inputs((args, kwargs), mode)
+        with mode:
+            call = capture_call(twin._call_impl, fake_args, fake_kwargs)
+            loss_call, loss = _loss(call, loss_fn)
+            joint = call.joint(loss.outputs)
+    finally:
+        random.setstate(state[0])
+        torch.set_rng_state(state[1])
+    resident = resident_bytes(module, args, kwargs) | dict(extra_bytes or {})
+    build = _Build(Roofline(target), workspace, resident, gradient_accumulation, type(module).__name__)
+    graph, _ = build(joint)
+    bare, _ = bare_graph(joint)
+    if loss_call is not None:
+        graph = _with_loss(graph, call, loss_call, loss, build)
+    graph = round_allocations(graph, target)
+    with _seeded():
+        peak, source = _eager_peak(twin, fake_args, fake_kwargs, loss, loss_fn, mode, workspace, graph)
+    notes = _notes(graph, loss, workspace)
+    return Capture(
+        graph, bare.fingerprint, bare.structure_fingerprint, loss, peak, source, target, args, kwargs, notes
+    )
+
+
+def bare_graph(joint: Joint) -> tuple[Graph, Binding]:
+    """The graph of a joint program without prices, workspace and resident memory: what fingerprints are taken of."""
+    return build_graph(joint, _Free(), NoWorkspace())
+
+
+def workspace_model(device: Device) -> WorkspaceModel:
+    """Measured on the CPU at hand, declared for a device that is not here."""
+    return MeasuredWorkspace() if device.name == "cpu" else DeclaredWorkspace(device.library_workspace_bytes)
+
+
+def resident_bytes(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, int]:
+    """Bytes that are in memory whatever the schedule, by label; every storage once."""
+    seen: set[int] = set()
+
+    def size(tensors: Any) -> int:
+        total = 0
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in seen:
+                seen.add(storage._cdata)
+                total += storage.nbytes()
+        return total
+
+    return {
+        "parameters": size(module.parameters()),
+        "buffers": size(module.buffers()),
+        "inputs": size(t for t in tree_leaves((tuple(args), dict(kwargs))) if isinstance(t, torch.Tensor)),
+        "bookkeeping": BOOKKEEPING_BYTES,
+    }
+
+
+def round_allocations(graph: Graph, device: Device) -> Graph:
+    """Sizes as the device's allocator hands them out."""
+    unit = device.allocation_bytes
+    if unit == 1:
+        return graph
+    values = tuple(dataclasses.replace(v, size_bytes=-(-v.size_bytes // unit) * unit) for v in graph.values)
+    return dataclasses.replace(graph, values=values)
+
+
+class _Free(CostModel):
+    """No price: fingerprints do not depend on it."""
+
+    def price(self, node: Any) -> Any:
+        return _FREE
+
+
+_FREE = dataclasses.make_dataclass("_Price", [("seconds", float, 0.0), ("flops", int, 0), ("priced_by", str, "bytes")])()
+
+
+@dataclass(frozen=True)
+class _Build:
+    cost: CostModel
+    workspace: WorkspaceModel
+    resident: Mapping[str, int]
+    gradient_accumulation: bool
+    name: str
+
+    def __call__(self, joint: Joint) -> tuple[Graph, Binding]:
+        return build_graph(
+            joint,
+            self.cost,
+            self.workspace,
+            resident_bytes=self.resident,
+            gradient_accumulation=self.gradient_accumulation,
+            name=self.name,
+        )
+
+
+class _seeded:
+    """Random state of Python and torch is the same after as before."""
+
+    def __enter__(self) -> None:
+        self.state = random.getstate(), torch.get_rng_state()
+
+    def __exit__(self, *_: object) -> None:
+        random.setstate(self.state[0])
+        torch.set_rng_state(self.state[1])
+
+
+def _check_trainable(module: nn.Module) -> None:
+    if not any(p.requires_grad for p in module.parameters()):
+        raise CaptureError(
+            f"{type(module).__name__} has no parameter that requires a gradient: there is no backward pass to plan. "
+            "Unfreeze what you train before planning."
+        )
+    if not module.training:
+        raise CaptureError(f"{type(module).__name__} is in eval mode; a plan is for training: call model.train() first")
+    if not torch.is_grad_enabled():
+        raise CaptureError("planning runs under torch.no_grad(): leave it, a training step is captured")
+
+
+def _loss(call: CapturedCall, loss_fn: LossFn | None) -> tuple[CapturedCall | None, LossChoice]:
+    differentiable = differentiable_outputs(call.module)
+    if not differentiable:
+        raise CaptureError("no output of the model requires a gradient: there is no backward pass to plan")
+    if loss_fn is None:
+        return None, choose_loss(call.result, call.outputs, differentiable)
+    seen: list[Any] = []
+
+    def loss_of_result(result: Any) -> torch.Tensor:
+        return loss_fn(result)
+
+    loss_call = capture_call(loss_of_result, (call.result,), {})
+    check_scalar(loss_call.result)
+    seen = [v for v in loss_call.real_inputs]
+    chosen = outputs_of_loss(seen, call.outputs)
+    if not chosen:
+        raise CaptureError("loss_fn does not depend on any output of the model that requires a gradient")
+    return loss_call, LossChoice("loss_fn", chosen)
+
+
+def _with_loss(graph: Graph, call: CapturedCall, loss_call: CapturedCall, loss: LossChoice, build: _Build) -> Graph:
+    joint = loss_call.joint((0,))
+    loss_graph, binding = build(joint)
+    # Primal 0 is the token; the others are the loss's inputs in order.
+    position = {id(value): index + 1 for index, value in enumerate(loss_call.real_inputs)}
+    gradient_of = [position.get(id(call.outputs[output])) for output in loss.outputs]
+    return insert_loss(graph, loss_graph, binding, gradient_of)
+
+
+def _eager_peak(
+    twin: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    loss: LossChoice,
+    loss_fn: LossFn | None,
+    mode: Any,
+    workspace: WorkspaceModel,
+    graph: Graph,
+) -> tuple[int, str]:
+    """Eager's peak on fake tensors; where the model cannot run on them, the store-all schedule's peak stands in."""
+
+    def loss_of(result: Any) -> torch.Tensor:
+        if loss_fn is not None:
+            return loss_fn(result)
+        tensors = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor) and t.requires_grad]
+        named = result.get("loss") if isinstance(result, dict) else getattr(result, "loss", None)
+        scalar = named if isinstance(named, torch.Tensor) else next((t for t in tensors if t.dim() == 0), None)
+        if loss.location == "inside the model" and scalar is not None:
+            return scalar
+        return torch.stack([t.sum() for t in tensors]).sum()
+
+    try:
+        above = eager_peak_bytes(
+            twin,
+            args,
+            kwargs,
+            loss_of,
+            mode=mode,
+            workspace=workspace,
+            gradient_accumulation=graph.gradient_accumulation,
+        )
+    except Exception as error:  # whatever user code raises on tensors without data
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return _store_all_peak(graph), f"store-all's peak: eager cannot run on fake tensors ({reason})"
+    return above + graph.resident_total_bytes, "one eager step on fake tensors"
+
+
+def _store_all_peak(graph: Graph) -> int:
+    """Peak of every operator once, each value released after its last use (an upper bound of the simulator's)."""
+    sizes = [v.size_bytes for v in graph.values]
+    last = [max(uses, default=graph.values[v].producer) for v, uses in enumerate(graph.uses)]
+    live = graph.resident_total_bytes + (graph.accumulated_gradient_bytes if graph.gradient_accumulation else 0)
+    peak = live
+    for index, operator in enumerate(graph.operators):
+        live += sum(sizes[v] for v in operator.outputs)
+        peak = max(peak, live + operator.workspace_bytes)
+        touched = {*operator.inputs, *operator.outputs}
+        live -= sum(sizes[v] for v in touched if last[v] == index and graph.values[v].kind == "activation")
+    return peak
+
+
+def _notes(graph: Graph, loss: LossChoice, workspace: WorkspaceModel) -> tuple[str, ...]:
+    notes = [loss.note] if loss.note else []
+    if isinstance(workspace, MeasuredWorkspace) and workspace.declared:
+        notes.append(f"workspace is a declared bound for {', '.join(sorted(workspace.declared))} (too large to try)")
+    by_bytes = [o for o in graph.operators if o.priced_by == "bytes" and o.phase != "loss"]
+    heavy = sorted({o.target for o in by_bytes if o.seconds > 0.01 * graph.step_seconds})
+    if heavy:
+        notes.append(f"priced by bytes moved, for want of a FLOP formula: {', '.join(heavy)}")
+    return tuple(notes)

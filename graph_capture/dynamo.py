@@ -1,0 +1,177 @@
+"""Everything that touches TorchDynamo's private parts, for planning and for running alike.
+
+Written for torch 2.11 to 2.13. Dynamo is used for its guards: it checks before every call that what a captured graph
+bakes in (shapes, numbers, flags, modules, parameters) is still true.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch._functorch.aot_autograd import aot_module_simplified
+from torch._guards import TracingContext, tracing
+
+from graph_capture.errors import CaptureError
+from graph_capture.joint import Joint, partitioner
+from graph_capture.prepare import example_value, output_nodes, prepare
+
+RECOMPILE_LIMIT = 256
+
+
+@contextlib.contextmanager
+def dynamo_settings() -> Iterator[None]:
+    """The settings under which our graphs are traced; the process's own settings are left as they are.
+
+    - `skip_nnmodule_hook_guards=False`: by default a hook that is added later would be ignored in silence.
+    - `allow_rnn`: recurrent layers are traced instead of refused.
+    - logging calls in a forward are skipped instead of breaking the graph.
+    - `optimize_ddp=False`: Dynamo's own bucket splitting would cut the graph; the token chain gives the overlap.
+    """
+    config = torch._dynamo.config
+    names = ("ignore_logging_functions", "ignore_logger_methods")
+    known = next(name for name in names if hasattr(config, name))
+    settings = {
+        "skip_nnmodule_hook_guards": False,
+        "allow_rnn": True,
+        "optimize_ddp": False,
+        "recompile_limit": RECOMPILE_LIMIT,
+        "accumulated_recompile_limit": RECOMPILE_LIMIT * 8,
+        known: set(getattr(config, known)) | _logging_functions(),
+    }
+    with config.patch(settings):
+        yield
+
+
+def _logging_functions() -> set[Any]:
+    functions: set[Any] = {warnings.warn}
+    module = sys.modules.get("transformers.utils.logging")
+    if module is not None:
+        functions |= {getattr(module, n) for n in ("warning_once", "info_once", "warning_advice") if hasattr(module, n)}
+    functions |= {getattr(logging.Logger, n) for n in ("debug", "info", "warning", "error", "warn")}
+    return functions
+
+
+@dataclass
+class CapturedCall:
+    """A call that Dynamo traced and that was not run: every operator's result is a placeholder.
+
+    **Fields:**
+
+    - `module`, `example_inputs`: the graph, as Dynamo hands it to a backend.
+    - `result`: what the call returned, as a Python object, with an empty fake tensor for each output of the graph.
+    - `outputs`: those fake tensors, in the order of the graph's outputs.
+    - `real_inputs`: the tensors that the graph was called with, in the order of its placeholders.
+    """
+
+    module: fx.GraphModule
+    example_inputs: tuple[Any, ...]
+    context: TracingContext
+    outputs: tuple[Any, ...]
+    result: Any = None
+    real_inputs: tuple[Any, ...] = ()
+    grad_enabled: bool = True
+
+    def joint(self, loss_outputs: Sequence[int]) -> Joint:
+        """Trace the joint forward-backward graph, for a loss that comes from the given outputs."""
+        found: list[Joint] = []
+
+        def sink(joint: Joint) -> Any:
+            found.append(joint)
+            raise _Captured
+
+        with tracing(self.context):
+            prepared = prepare(self.module, self.example_inputs, loss_outputs)
+            try:
+                aot_module_simplified(
+                    prepared.module,
+                    list(prepared.example_inputs),
+                    fw_compiler=_never,
+                    bw_compiler=_never,
+                    partition_fn=partitioner(sink),
+                    keep_inference_input_mutations=True,
+                )
+            except _Captured:
+                pass
+        if not found:
+            raise CaptureError("the graph has no backward: no output depends on an input that requires a gradient")
+        return found[0]
+
+
+class _Captured(Exception):
+    """Ends a trace whose result is known."""
+
+
+def _never(*_: Any) -> Any:
+    raise AssertionError("a captured graph is never compiled")
+
+
+@dataclass
+class _Recorder:
+    """A Dynamo backend that keeps the graph and returns empty outputs."""
+
+    calls: list[CapturedCall] = field(default_factory=list)
+
+    def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        context = TracingContext.get()
+        call = CapturedCall(module, tuple(example_inputs), context, (), grad_enabled=torch.is_grad_enabled())
+        self.calls.append(call)
+        values = [example_value(node) for node in output_nodes(module)]
+
+        def run(*arguments: Any) -> tuple[Any, ...]:
+            call.real_inputs = arguments
+            call.outputs = tuple(_empty_like(v) if isinstance(v, torch.Tensor) else v for v in values)
+            return call.outputs
+
+        return run
+
+
+def _empty_like(value: torch.Tensor) -> torch.Tensor:
+    empty = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+    return empty.requires_grad_(value.requires_grad and value.dtype.is_floating_point)
+
+
+def capture_call(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> CapturedCall:
+    """Trace one call with Dynamo, without running it; raises :class:`CaptureError` if it cannot be captured whole.
+
+    To be called with fake tensors under their `FakeTensorMode`, on a copy of the module: what the call does beside its
+    graph (attributes that it sets) is done.
+    """
+    recorder = _Recorder()
+    compiled = torch.compile(function, backend=recorder, fullgraph=True, dynamic=False)
+    try:
+        with dynamo_settings():
+            result = compiled(*args, **kwargs)
+    except Exception as error:
+        raise capture_error(error) from error
+    if not recorder.calls:
+        raise CaptureError("the call runs no tensor operator, so there is nothing to plan")
+    call = recorder.calls[-1]
+    call.result = result
+    return call
+
+
+def capture_error(error: BaseException) -> CaptureError:
+    """One clear message from what Dynamo raises: the reason, and the line of the user's code that stopped it."""
+    text = str(error)
+    reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    for label in ("Explanation:", "Developer debug context:"):
+        found = re.search(re.escape(label) + r"\s*(.+)", text)
+        if found and label == "Explanation:":
+            reason = f"{reason} {found.group(1).strip()}"
+    frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', text)
+    own = [f for f in frames if "/torch/" not in f[0]] or frames
+    where = f"{own[-1][0]}:{own[-1][1]} in {own[-1][2]}" if own else "an unknown line"
+    return CaptureError(
+        f"the model cannot be captured as one graph: {reason} It was stopped at {where}. A value that is read back "
+        "from a tensor (.item(), an `if` on a tensor), printing, or an unknown library call breaks the graph: move it "
+        "out of the forward, or plan the part of the model that has none."
+    )

@@ -1,0 +1,127 @@
+"""The backend that TorchDynamo calls for every guarded graph of a rewritten model.
+
+Dynamo guards what a captured graph bakes in (shapes, numbers, flags, modules, parameters), so a change between calls
+arrives here as a *new* graph and is answered: inference graphs run plainly; a training graph that the plan was made
+for gets the plan's schedule; the same graph at other shapes gets the same decisions if they fit, else a fresh plan or
+one clear error, as the user chose.
+
+Written for torch 2.11 to 2.13: ``aot_module_simplified`` and its `partition_fn` are semi-private.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch._functorch import config as functorch_config
+from torch._functorch.aot_autograd import aot_module_simplified
+
+from graph_capture.build import Binding
+from graph_capture.graph import Graph
+from graph_capture.joint import Joint, partitioner
+from graph_capture.prepare import differentiable_outputs, prepare
+from planner.emit import Programs, emit
+from planner.slices import boxed, cut
+from planner.tokens import Call, UnplannedOutput, call_of, start_call
+from solvers.schedule import Schedule
+
+Decide = Callable[[Joint], tuple[Graph, Binding, Schedule]]
+SelectLoss = Callable[[fx.GraphModule], Sequence[int]]
+
+
+@dataclass
+class CompileRecord:
+    """What happened to one graph that Dynamo handed over; kept for tests and reports."""
+
+    kind: str
+    operators: int = 0
+    recomputed: int = 0
+
+
+@dataclass
+class PlannedBackend:
+    """Dynamo backend of one rewritten model.
+
+    **Fields:**
+
+    - `select_loss`: which outputs of a graph the loss comes from.
+    - `decide`: the schedule for a joint graph; raises if there is none.
+    - `records`: one entry for each graph compiled.
+    """
+
+    select_loss: SelectLoss
+    decide: Decide
+    records: list[CompileRecord] = field(default_factory=list)
+
+    def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Compile one guarded graph."""
+        outputs = differentiable_outputs(module)
+        if not (torch.is_grad_enabled() and outputs):
+            self.records.append(CompileRecord("inference"))
+            return module.forward
+        return self._training(module, example_inputs, self.select_loss(module))
+
+    def _training(self, module: fx.GraphModule, example_inputs: Sequence[Any], loss: Sequence[int]) -> Callable[..., Any]:
+        prepared = prepare(module, example_inputs, loss)
+        emitted: list[tuple[Binding, Programs]] = []
+
+        def partition(joint: Joint) -> tuple[fx.GraphModule, fx.GraphModule]:
+            graph, binding, schedule = self.decide(joint)
+            programs = emit(graph, binding, schedule)
+            emitted.append((binding, programs))
+            recomputed = len(schedule.order) - len(graph)
+            self.records.append(CompileRecord("training", len(graph), recomputed))
+            return programs.forward, programs.backward
+
+        def backward_compiler(_: fx.GraphModule, __: Any) -> Callable[..., Any]:
+            return run_first_slice
+
+        def run_first_slice(arguments: list[Any]) -> tuple[Any, ...]:
+            call = call_of(arguments[token_slot])
+            state = dict(enumerate(arguments))
+            arguments.clear()
+            call.slices[0].run_into(state, results := [None] * n_gradients)
+            call.state = state if len(call.slices) > 1 else None
+            return tuple(results)
+
+        run_first_slice._boxed_call = True  # type: ignore[attr-defined]
+        # Buffers that the backward may overwrite ("donated") would forbid retain_graph=True.
+        with functorch_config.patch(donated_buffer=False):
+            compiled = aot_module_simplified(
+                prepared.module,
+                list(prepared.example_inputs),
+                fw_compiler=lambda graph_module, _: boxed(graph_module),
+                bw_compiler=backward_compiler,
+                partition_fn=partitioner(partition),
+                keep_inference_input_mutations=True,
+            )
+        ((binding, programs),) = emitted
+        slices = cut(programs)
+        n_gradients = len(binding.joint.gradients)
+        placeholders = programs.backward.graph.find_nodes(op="placeholder")
+        token_slot = [n.name for n in placeholders].index(binding.joint.primals[0].name)
+        later, late = _later_slices(binding)
+        detached = prepared.detached_outputs
+
+        def run(*arguments: Any) -> Any:
+            results = list(compiled(*start_call(Call(slices), arguments, later, late)))
+            if detached:
+                anchor = torch.zeros((), requires_grad=True)
+                for position in detached:
+                    results[position] = UnplannedOutput.apply(anchor, position, results[position])
+            return tuple(results)
+
+        return run
+
+
+def _later_slices(binding: Binding) -> tuple[tuple[tuple[int, tuple[int, ...]], ...], frozenset[int]]:
+    """For every slice but the first, last one first: its number and the arguments that it makes gradients for."""
+    delivery = binding.delivery
+    rows = []
+    for number in range(len(delivery.slice_ends) - 1, 0, -1):
+        # Primal 0 is the token, so argument i is primal i + 1.
+        rows.append((number, tuple(p - 1 for p, s in delivery.slice_of.items() if s == number)))
+    return tuple(rows), frozenset(p for _, positions in rows for p in positions)
