@@ -91,14 +91,12 @@ class Checkmate(Solver):
             if answer.has_point and candidates[-1].peak_bytes > budget_bytes:
                 tighter = StagedModel(graph, budget_bytes * (1 - _MARGIN))
                 candidates += _schedules(graph, tighter, self._ask(pool, tighter, until))
-        columns = len(model.program.costs)
+        size = f"{len(model.program.costs):,} columns, {len(model.program.row_lower):,} rows"
         return verdict.conclude(
             candidates,
             lower_bound=max(0.0, answer.dual_bound) if math.isfinite(answer.dual_bound) else 0.0,
             hit_limit=answer.outcome is Outcome.LIMIT,
-            trace=(
-                f"{columns:,} columns, {len(model.program.row_lower):,} rows; {answer.engine}: {answer.outcome.value}",
-            ),
+            trace=(f"{size}; {answer.engine or self.engine}: {answer.outcome.value}",),
         )
 
     def _ask(self, pool: EnginePool, model: StagedModel, until: float) -> Answer:

@@ -156,7 +156,7 @@ class MemoryRows:
         return behind
 
     def _add_state_bytes(self, stage: int, operator: int, changes: list[dict[int, float]]) -> None:
-        """The saved random state: up to the operator's place while it is replayed in this stage or later, then later."""
+        """The saved random state, there for as long as a replay is still to come."""
         size = self._scaled(self.graph.operators[operator].random_state_bytes)
         now, later = self.states.get((stage, operator)), self.states.get((stage + 1, operator))
         if stage == operator:
@@ -207,7 +207,7 @@ class MemoryRows:
             self.program.upper[used] = min(self.program.upper[used], limit)
 
     def _reuse(self, stage: int, k: int, needs: dict[int, dict[int, int | None]]) -> Terms:
-        """Minus the bytes that operator k takes over: the source must not be needed any more, and be of this program."""
+        """Minus the bytes that operator k takes over, if the source is needed no more and is of this program."""
         operator = self.graph.operators[k]
         run = self.model.run(stage, k)
         source = operator.in_place[0][0] if operator.in_place else None
