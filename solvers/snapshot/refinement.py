@@ -51,6 +51,9 @@ INSTANTS_PER_ROUND, INSTANTS_APART = 4, 8
 MENDABLE = 1.6
 """A lifted sequence whose peak is below this multiple of the budget is worth annealing."""
 
+REPAIRABLE, REPAIRS_PER_ROUND = 1.1, 3
+"""A lifted sequence below this multiple of the budget is first repaired by charging its excess to the MILP."""
+
 NODES_PER_ROUND, MOVES_PER_ROUND = 500, 20_000
 """Deterministic work of one round under a `work_limit`."""
 
@@ -121,6 +124,7 @@ class _Search:
     relative_gap: float = 1e-2
     rounds: int = 0
     hit_limit: bool = False
+    surcharge_bytes: dict[int, int] = field(default_factory=dict)
     trace: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -189,10 +193,34 @@ class _Search:
         simulation = self.consider(order)
         ratio = simulation.peak_bytes / self.budget_bytes
         over = positions_over(self.graph, order, simulation, self.budget_bytes)
-        self.log(f"lifted: {percent_of(self.graph, simulation):.3f} % at {ratio:.3f} of the budget")
+        self.log(f"lifted: {percent_of(self.graph, simulation):.3f} % at {ratio:.5f} of the budget")
+        if 1.0 < ratio < REPAIRABLE:
+            self.repair(over)
         if ratio > 1.0 and not self.closed() and (ratio < MENDABLE or self.rounds > 4):
             self.anneal(order, MENDING, 0.12)
         return over
+
+    def repair(self, over: dict[int, int]) -> None:
+        """Charge what a lifted sequence had too much to the positions where it had it, and solve and lift again.
+
+        The excess comes from what the relaxation does not count: tiny values, and bursts of recomputation.
+        """
+        for _ in range(REPAIRS_PER_ROUND):
+            if not over or self.remaining_seconds() <= 0.0:
+                return
+            for j, live in over.items():
+                charged = self.surcharge_bytes.get(j, 0)  # where charging the excess did not help, charge twice as much
+                self.surcharge_bytes[j] = max(2 * charged, charged + live - self.budget_bytes)
+            rows = None if self.rows is None else self.rows | set(self.surcharge_bytes)
+            relaxation = build(self.reduction, self.budget_bytes, self.instants, rows, self.surcharge_bytes)
+            answer = self.ask(relaxation)
+            if not answer.has_point:
+                self.surcharge_bytes.clear()
+                return
+            order = lift(self.reduction, relaxation, answer.columns)
+            simulation = self.consider(order)
+            self.log(f"repaired: {percent_of(self.graph, simulation):.3f} %, {simulation.peak_bytes} bytes")
+            over = positions_over(self.graph, order, simulation, self.budget_bytes)
 
     def consider(self, order: list[int]) -> Simulation:
         """Simulate a sequence, and take it if it is the best that fits."""
@@ -258,7 +286,8 @@ class _Search:
             return self._infeasible(floor_bytes)
         if self.best is None:
             message = f"no schedule found; the smallest peak met is {self.smallest_peak_bytes} bytes"
-            solution = _solution(self.options, self.began, Status.UNKNOWN, None, math.inf, self.lower_bound / PERCENT, 0)
+            bound = self.lower_bound / PERCENT
+            solution = _solution(self.options, self.began, Status.UNKNOWN, None, math.inf, bound, 0)
         else:
             schedule = Schedule.from_order(self.graph, self.best)
             overhead, bound = self.best_percent / PERCENT, min(self.best_percent, self.lower_bound) / PERCENT

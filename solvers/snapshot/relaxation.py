@@ -21,7 +21,7 @@ It stays a relaxation even with every instant, because memory *inside* of a burs
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from solvers.snapshot.milp import LinearProgram
@@ -53,10 +53,20 @@ class Relaxation:
 
 
 def build(
-    reduction: Reduction, budget_bytes: int, instants: Collection[int], rows: Collection[int] | None = None
+    reduction: Reduction,
+    budget_bytes: int,
+    instants: Collection[int],
+    rows: Collection[int] | None = None,
+    surcharge_bytes: Mapping[int, int] | None = None,
 ) -> Relaxation:
-    """The relaxation with these instants, and memory rows at them and at `rows` (`None`: at every position)."""
+    """The relaxation with these instants, and memory rows at them and at `rows` (`None`: at every position).
+
+    With `surcharge_bytes`, bytes by position that are charged on top, it is no relaxation any more: its points are
+    worth lifting, its bound and its infeasibility say nothing.
+    """
     builder = _Builder(reduction, budget_bytes, sorted({0, *instants}), rows)
+    for position, surcharge in (surcharge_bytes or {}).items():
+        builder.static[position] += surcharge / budget_bytes
     for i in range(len(builder.instants)):
         builder.add_keep_columns(i)
     for i in range(len(builder.instants)):

@@ -1,0 +1,63 @@
+"""The lower bound of snapshot refinement against the exact optimum of the ordered class, on tiny graphs."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from graph_capture.graph import Graph, Operator, Value
+from solvers.schedule import Schedule
+from solvers.simulator import simulate
+from solvers.snapshot.engine import Answer, EnginePool, Limits, Outcome
+from solvers.snapshot.reduction import reduce
+from solvers.snapshot.refinement import BOUND_MARGIN_PERCENT
+from solvers.snapshot.relaxation import PERCENT, build
+from tests.solvers.brute_force import BruteForce
+from tests.solvers.random_graphs import EVERYTHING, PLAIN, Features, random_graph
+
+IN_PLACE = Features(in_place=0.6, several_outputs=0.2, zero_bytes=0.1)
+SCRATCH = Features(workspace=0.5, gradients=0.6, late_delivery=0.5, delivery_copy=0.5, gradient_reads=0.3)
+ONCE = Features(not_recomputable=0.3, several_outputs=0.4, outputs=0.1, loss=True)
+LATER = Features(gradients=0.7, gradient_accumulation=True, resident_bytes=5, in_place=0.3)
+FAMILIES = [(f, joint) for f in (PLAIN, IN_PLACE, SCRATCH, ONCE, LATER, EVERYTHING) for joint in (True, False)]
+
+TIGHT = Limits(time_limit_seconds=20.0, relative_gap=0.0, absolute_gap=1e-9)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[EnginePool]:
+    with EnginePool() as engines:
+        yield engines
+
+
+def bound(pool: EnginePool, graph: Graph, budget_bytes: int, instants: set[int], rows: set[int] | None) -> Answer:
+    peak = simulate(graph, Schedule.store_all(graph)).peak_bytes
+    relaxation = build(reduce(graph, peak), budget_bytes, instants, rows)
+    return pool.solve(relaxation.program.serialized(), TIGHT)
+
+
+@pytest.mark.parametrize("block", range(20))
+def test_bound_is_below_the_optimum(pool: EnginePool, block: int) -> None:
+    """At random instants and rows, and at all of them; infeasible only if nothing fits."""
+    for seed in range(20 * block, 20 * block + 20):
+        rng = random.Random(seed)
+        features, joint = rng.choice(FAMILIES)
+        graph = random_graph(seed, rng.randint(3, 4) if joint else rng.randint(6, 8), features, joint)
+        exact = BruteForce(graph)
+        peak = simulate(graph, Schedule.store_all(graph)).peak_bytes
+        for _ in range(3):
+            budget = rng.randint(peak // 2, peak)
+            optimum = exact.overhead(budget) * PERCENT
+            n = len(graph)
+            some = set(rng.sample(range(n), rng.randint(1, min(4, n))))
+            for instants, rows in ((some, None), (some, set()), (set(range(n)), None)):
+                answer = bound(pool, graph, budget, instants, rows)
+                where = f"seed {seed}, budget {budget}, instants {sorted(instants)}, optimum {optimum}"
+                if answer.outcome is Outcome.INFEASIBLE:
+                    assert math.isinf(optimum), where
+                else:
+                    assert answer.outcome is Outcome.OPTIMAL, where
+                    assert answer.dual_bound - BOUND_MARGIN_PERCENT <= optimum, where
