@@ -1,0 +1,1 @@
+"""The command `checkpoint-planner`; the only place of the packages that prints."""

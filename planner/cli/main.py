@@ -1,0 +1,130 @@
+"""The command line: arguments in, exit code out.
+
+| code | meaning                                                                            |
+| ---- | ---------------------------------------------------------------------------------- |
+| 0    | done                                                                               |
+| 1    | an error: one line on stderr, with `--traceback` the whole of it                   |
+| 2    | the budget is infeasible, and that is proven                                       |
+| 3    | `check` found something that does not hold                                         |
+
+Nothing is imported before a verb needs it: `--help` loads neither torch nor a solver nor pydantic, `show` no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from planner._version import __version__
+
+OK, ERROR, INFEASIBLE, CHECK_FAILED = 0, 1, 2, 3
+INTERRUPTED = 130
+
+_TARGET_HELP = (
+    "a .py file or an importable module, and a function in it that returns (model, example_inputs), "
+    "(model, args, kwargs) or (model, args, kwargs, loss_fn)"
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse ends with 2 for a wrong argument, which here means that a budget is infeasible."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(ERROR, f"{self.prog}: error: {message}\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = _Parser(
+        prog="checkpoint-planner",
+        description="Plans which activations of a PyTorch training step to keep and which to recompute, "
+        "so that the step fits a memory budget.",
+        epilog="Exit codes: 0 done, 1 error, 2 the budget is proven infeasible, 3 a check failed.",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print JSON in the place of tables")
+    common.add_argument("--traceback", action="store_true", help="show where an error comes from")
+
+    plan = verbs.add_parser("plan", parents=[common], help="make a plan for a model and a budget")
+    plan.add_argument("target", metavar="FILE_OR_MODULE:FACTORY", help=_TARGET_HELP)
+    plan.add_argument(
+        "--budget", required=True, help='bytes with a unit ("12GiB") or percent of eager\'s peak ("60%%")'
+    )
+    plan.add_argument("-o", "--output", metavar="PLAN", help="where to write the plan; without it, it is only shown")
+    plan.add_argument("--solver", metavar="NAME", help="see `checkpoint-planner solvers`; by default one is chosen")
+    plan.add_argument("--device", metavar="NAME", default="cpu", help="the device to plan for (default: cpu)")
+    plan.add_argument("--time-limit", metavar="SECONDS", type=_seconds, help="how long the solver may search")
+    plan.add_argument(
+        "--no-gradient-accumulation",
+        dest="gradient_accumulation",
+        action="store_false",
+        help="plan for one micro-batch per optimizer step only",
+    )
+
+    show = verbs.add_parser("show", parents=[common], help="what a plan decided, by module, and what fills its peak")
+    show.add_argument("plan", metavar="PLAN", help="a plan file")
+
+    check = verbs.add_parser("check", parents=[common], help="run one step with and without a plan, and compare")
+    check.add_argument("plan", metavar="PLAN", help="a plan file")
+    check.add_argument("target", metavar="FILE_OR_MODULE:FACTORY", help=_TARGET_HELP)
+
+    verbs.add_parser("solvers", parents=[common], help="the solvers that there are")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        sys.stderr.write("checkpoint-planner: interrupted; nothing was written\n")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of stdout has gone (`| head`). Python would complain once more when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ERROR
+    except Exception as error:  # the boundary to the user: reported, and turned into an exit code
+        if options.traceback:
+            traceback.print_exc()
+        return _report(error)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from planner.cli import verbs
+
+    code: int = getattr(verbs, options.verb)(options)
+    sys.stdout.flush()
+    return code
+
+
+def _report(error: Exception) -> int:
+    from planner.errors import CaptureError, InfeasibleBudgetError, PlannerError
+    from solvers.registry import UnknownSolverError
+
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        text = f"{error.filename}: {error.strerror}"
+    elif not isinstance(error, (PlannerError, CaptureError, UnknownSolverError, OSError)):
+        text = f"{type(error).__name__}: {text} (--traceback shows where)"
+    sys.stderr.write(f"checkpoint-planner: {text}\n")
+    return INFEASIBLE if isinstance(error, InfeasibleBudgetError) else ERROR
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write seconds, such as 60")
+    return seconds

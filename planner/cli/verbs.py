@@ -1,0 +1,145 @@
+"""The verbs of the command line; each takes the parsed options and returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planner.cli.main import CHECK_FAILED, OK
+from planner.errors import NoScheduleError, PlannerError
+
+if TYPE_CHECKING:
+    from planner.plan_file import Plan
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Make a plan, print it, and write it if a path was given."""
+    from planner.budget import parse_budget
+    from planner.cli.factory import make
+    from solvers.registry import solver_class
+
+    # Whatever can be wrong is looked at before the minutes that a solver may take.
+    budget = parse_budget(options.budget)
+    _check_output(options.output)
+    device = _device(options.device)
+    solver = {"solver": solver_class(options.solver)()} if options.solver else {}
+    from planner.api import plan as make_plan
+
+    made = make(options.target)
+    try:
+        planned = make_plan(
+            made.model,
+            budget,
+            made.args,
+            made.kwargs,
+            loss_fn=made.loss_fn,
+            device=device,
+            time_limit_seconds=options.time_limit,
+            gradient_accumulation=options.gradient_accumulation,
+            **solver,
+        )
+    except NoScheduleError as error:
+        if options.json:
+            _print_json(_no_schedule(error))
+        raise
+    if options.output:
+        planned.save(options.output)
+    if options.json:
+        _print_json({**_summary(planned), "output": options.output})
+        return OK
+    print(planned)
+    if options.output:
+        print(f"\nwritten to {options.output}; `checkpoint-planner show {options.output}` shows the decisions")
+    return OK
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print a plan, its decisions by module, and what fills its peak."""
+    from planner.plan_file import Plan
+    from planner.report import report_on
+    from planner.report_text import report_text
+
+    planned = Plan.load(options.plan)
+    report = report_on(planned)
+    if options.json:
+        _print_json({**_summary(planned), "report": dataclasses.asdict(report)})
+    else:
+        print(f"{planned}\n\n{report_text(report)}")
+    return OK
+
+
+def check(options: argparse.Namespace) -> int:
+    """Run one step with and without a plan, and compare."""
+    from planner.plan_file import Plan
+
+    planned = Plan.load(options.plan)  # before torch is loaded: a damaged file is said at once
+    from planner.checking import check_plan
+    from planner.cli.factory import make
+
+    made = make(options.target)
+    report = check_plan(planned, made.model, made.args, made.kwargs, made.loss_fn)
+    if options.json:
+        _print_json({"passed": report.passed, "results": [dataclasses.asdict(result) for result in report.results]})
+    else:
+        print(report)
+    return OK if report.passed else CHECK_FAILED
+
+
+def solvers(options: argparse.Namespace) -> int:
+    """List the solvers."""
+    from planner.report_text import columns
+    from solvers.registry import SOLVERS
+
+    rows = [(entry.name, entry.search_class.value, entry.description) for entry in SOLVERS.values()]
+    if options.json:
+        _print_json([dict(zip(("name", "search_class", "description"), row, strict=True)) for row in rows])
+    else:
+        print(columns([("solver", "searches", "what it is"), *((n, c.split(":")[0], d) for n, c, d in rows)]))
+    return OK
+
+
+def _device(name: str) -> str:
+    from graph_capture.devices import device_by_name
+
+    try:
+        return device_by_name(name).name
+    except ValueError as error:
+        raise PlannerError(str(error)) from error
+
+
+def _check_output(output: str | None) -> None:
+    if output is None:
+        return
+    folder = Path(output).parent
+    if not folder.is_dir():
+        raise PlannerError(f"the plan cannot be written: there is no folder {str(folder)!r}")
+    if Path(output).is_dir():
+        raise PlannerError(f"the plan cannot be written: {output!r} is a folder")
+    if not os.access(folder, os.W_OK):
+        raise PlannerError(f"the plan cannot be written: no permission to write in {str(folder)!r}")
+
+
+def _summary(planned: Plan) -> dict[str, Any]:
+    """The plan without its graph, schedule and parameter list, which are for programs that read the file."""
+    data = planned.model_dump(mode="json", exclude={"graph", "schedule"})
+    del data["model"]["parameters"]
+    return data
+
+
+def _no_schedule(error: NoScheduleError) -> dict[str, Any]:
+    return {
+        "status": error.solution.status.name if error.solution else None,
+        "message": str(error),
+        "smallest_known_budget_bytes": error.smallest_known_budget_bytes,
+        "floor_operator": error.floor_operator,
+    }
+
+
+def _print_json(data: object) -> None:
+    json.dump(data, sys.stdout, indent=2, allow_nan=False)
+    print()
