@@ -286,7 +286,7 @@ def _store_all_peak(graph: Graph) -> int:
 def _notes(graph: Graph, loss: LossChoice, workspace: WorkspaceModel) -> tuple[str, ...]:
     notes = [loss.note] if loss.note else []
     if isinstance(workspace, MeasuredWorkspace) and workspace.declared:
-        notes.append(f"workspace is a declared bound for {', '.join(sorted(workspace.declared))} (too large to try)")
+        notes.append(f"workspace is a declared bound for {', '.join(sorted(workspace.declared))} (too large, or not safe, to try alone)")
     by_bytes = [o for o in graph.operators if o.priced_by == "bytes" and o.phase != "loss"]
     heavy = sorted({o.target for o in by_bytes if o.seconds > 0.01 * graph.step_seconds})
     if heavy:

@@ -62,6 +62,12 @@ def _grouped_mm(node: fx.Node) -> int:
     return 2 * math.prod(left) * right[-1]
 
 
+def _grouped_mm_backward(node: fx.Node) -> int:
+    """The gradients of both operands each cost as much as the product; the first argument is the result's gradient."""
+    gradient, left = _shape(node.args[0]), _shape(node.args[1])
+    return 2 * gradient[0] * gradient[-1] * left[-1]
+
+
 def _recurrent(node: fx.Node, products: int) -> int:
     """A recurrent layer multiplies every time step's input and hidden state with its weights."""
     steps = math.prod(_shape(node.args[0])[:-1])
@@ -78,6 +84,8 @@ _OWN: dict[str, Callable[[fx.Node], int]] = {
     "aten._scaled_dot_product_flash_attention_for_cpu": _cpu_attention,
     "aten._scaled_dot_product_flash_attention_for_cpu_backward": _cpu_attention_backward,
     "aten._grouped_mm": _grouped_mm,
+    "transformers.grouped_mm_fallback": _grouped_mm,
+    "transformers.grouped_mm_fallback_backward": lambda node: 2 * _grouped_mm_backward(node),
     "aten.mkldnn_rnn_layer": lambda node: _recurrent(node, 2),
     "aten.mkldnn_rnn_layer_backward": lambda node: _recurrent(node, 4),
     "aten._cudnn_rnn": lambda node: _recurrent(node, 2),

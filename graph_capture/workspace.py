@@ -22,6 +22,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from graph_capture.allocator import AllocatorTrace
 
+OPAQUE = ("rnn", "lstm", "gru")
+"""Operators that read state of a library from a tensor; called with zeros they crash the process."""
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -79,10 +82,15 @@ class MeasuredWorkspace(WorkspaceModel):
         self.declared: set[str] = set()
 
     def footprint(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Footprint:
-        """Measured; the fallback's bound for calls that are too large to try."""
+        """Measured; the fallback's bound for calls that are too large or not safe to try alone."""
         if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
             return Footprint()
         tensors = _tensors((args, kwargs, result))
+        if not _tensors(result):
+            return Footprint()
+        if target.namespace != "aten" or any(word in str(target) for word in OPAQUE):
+            self.declared.add(str(target))
+            return self.fallback.footprint(target, args, kwargs, result)
         too_large = sum(t.untyped_storage().nbytes() for t in tensors) > self.limit_bytes
         if too_large or any(t.device.type != "cpu" for t in tensors):
             self.declared.add(str(target))

@@ -1,0 +1,161 @@
+"""``plan(model, budget)``: capture, solve, and put everything that was decided into a :class:`Plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from graph_capture.capture import Capture, capture
+from graph_capture.devices import Device
+from graph_capture.inputs import resolve_inputs
+from planner.budget import Budget, parse_budget
+from planner.describe import describe_environment, describe_inputs, describe_model, describe_solver
+from planner.errors import error_for_solution
+from planner.plan_file import Plan
+from planner.plan_parts import BudgetRequest, LossPlace
+from solvers.auto import Auto
+from solvers.schedule import Schedule
+from solvers.simulator import simulate
+from solvers.solution import Solution, Solver
+
+LossFn = Callable[[Any], torch.Tensor]
+
+
+def plan(
+    model: Any,
+    budget: int | str | Budget,
+    example_inputs: Sequence[Any] = (),
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    loss_fn: LossFn | None = None,
+    solver: Solver | None = None,
+    device: str | Device = "cpu",
+    time_limit_seconds: float | None = None,
+    gradient_accumulation: bool = True,
+    extra_bytes: Mapping[str, int] | None = None,
+) -> Plan:
+    """Decide what one training step of `model` keeps and what it recomputes, within a budget in bytes.
+
+    Nothing is run and no activation is allocated; the model and the random state are left as they are.
+
+    **Arguments:**
+
+    - `budget`: bytes as an integer, or a text with a unit: `"12GiB"`, or `"60%"` of what eager PyTorch would need. It
+      covers everything: parameters, buffers, inputs, gradients, activations, workspace, and `extra_bytes`.
+    - `example_inputs`, `example_kwargs`: as the model is called; tensors may be fake. Known without being said for a
+      Hugging Face model, an `ExportedProgram`, and an `fx.GraphModule` with `meta["val"]`.
+    - `loss_fn`: takes the model's result and returns a scalar; needed only if the model does not return its loss.
+    - `solver`: :class:`~solvers.auto.Auto` if not given; `time_limit_seconds` replaces its limit.
+    - `device`: whose speed and allocator the plan is made for, by name (`graph_capture.devices.DEVICES`).
+    - `gradient_accumulation`: whether the plan must also hold when `.grad` is there from the start. Say `False` if
+      every step starts with `zero_grad(set_to_none=True)`: more of the budget is then left for activations.
+    - `extra_bytes`: memory beside the step's, by label, such as optimizer state and a headroom for fragmentation.
+
+    **Returns:**
+
+    A :class:`Plan`, verified by the simulator.
+
+    Raises :class:`~planner.errors.BudgetError`, :class:`~planner.errors.CaptureError`, and
+    :class:`~planner.errors.InfeasibleBudgetError` with the smallest budget known to work.
+    """
+    wanted = parse_budget(budget)
+    solver = solver if solver is not None else Auto()
+    if time_limit_seconds is not None:
+        solver = with_time_limit(solver, time_limit_seconds)
+    started = time.perf_counter()
+    module, args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
+    captured = capture(
+        module,
+        args,
+        kwargs,
+        loss_fn=loss_fn,
+        device=device,
+        gradient_accumulation=gradient_accumulation,
+        extra_bytes=extra_bytes,
+    )
+    capture_seconds = time.perf_counter() - started
+    budget_bytes = wanted.resolve(captured.eager_peak_bytes)
+    solution = solver.solve(captured.graph, budget_bytes)
+    if solution.schedule is None:
+        raise error_for_solution(solution, captured.graph, budget_bytes, captured.eager_peak_bytes)
+    return plan_of(module, captured, wanted, budget_bytes, solution, solver, capture_seconds)
+
+
+def with_time_limit(solver: Solver, seconds: float) -> Solver:
+    """The same solver with another time limit; unchanged if it has none."""
+    if dataclasses.is_dataclass(solver) and any(f.name == "time_limit_seconds" for f in dataclasses.fields(solver)):
+        return dataclasses.replace(solver, time_limit_seconds=float(seconds))  # type: ignore[type-var,return-value]
+    return solver
+
+
+def plan_of(
+    model: torch.nn.Module,
+    captured: Capture,
+    wanted: Budget,
+    budget_bytes: int,
+    solution: Solution,
+    solver: Solver,
+    capture_seconds: float,
+) -> Plan:
+    """Put a solution and where it comes from into a plan."""
+    graph = captured.graph
+    assert solution.schedule is not None
+    simulation = simulate(graph, solution.schedule)
+    store_all = simulate(graph, Schedule.store_all(graph))
+    covers = [(label, size) for label, size in graph.resident_bytes.items() if size]
+    if graph.gradient_accumulation:
+        covers.append(("gradients already accumulated", graph.accumulated_gradient_bytes))
+    above = budget_bytes - sum(size for _, size in covers)
+    covers.append(("activations, new gradients, temporaries and workspace", max(0, above)))
+    overhead = simulation.recomputed_seconds / graph.step_seconds if graph.step_seconds else 0.0
+    notes = list(captured.notes)
+    if budget_bytes >= store_all.peak_bytes:
+        notes.append("the budget covers the store-all schedule: nothing is recomputed")
+    return Plan(
+        environment=describe_environment(captured.device.name),
+        model=describe_model(model),
+        inputs=describe_inputs(captured.args, captured.kwargs),
+        training=model.training,
+        loss=LossPlace(location=captured.loss.location, outputs=captured.loss.outputs, note=captured.loss.note),
+        budget=BudgetRequest(requested=str(wanted), covers=tuple(covers)),
+        program_fingerprint=captured.program_fingerprint,
+        structure_fingerprint=graph.structure_fingerprint,
+        fingerprint=graph.fingerprint,
+        loss_operators=sum(o.phase == "loss" for o in graph.operators),
+        solver=solution.solver,
+        status=solution.status.name,  # type: ignore[arg-type]
+        search_class=solution.search_class.value,
+        bound_scope=solution.bound_scope,
+        budget_bytes=budget_bytes,
+        eager_peak_bytes=captured.eager_peak_bytes,
+        eager_peak_source=captured.eager_peak_source,
+        store_all_peak_bytes=store_all.peak_bytes,
+        predicted_peak_bytes=simulation.peak_bytes,
+        first_peak_bytes=simulation.first_peak_bytes,
+        later_peak_bytes=simulation.later_peak_bytes,
+        regime=simulation.regime,
+        overhead=overhead,
+        lower_bound=solution.lower_bound,
+        gap=max(0.0, overhead - solution.lower_bound),
+        solve_seconds=solution.seconds,
+        capture_seconds=capture_seconds,
+        step_seconds=graph.step_seconds,
+        message=solution.message,
+        notes=tuple(notes),
+        settings={
+            "solver": describe_solver(solver),
+            "device": captured.device.name,
+            "gradient_accumulation": graph.gradient_accumulation,
+            "program_structure": captured.program_structure,
+            "extra_bytes": {k: v for k, v in graph.resident_bytes.items() if k not in _OWN_LINES},
+        },
+        schedule=solution.schedule,  # type: ignore[arg-type]
+        graph=graph,  # type: ignore[arg-type]
+    )
+
+
+_OWN_LINES = frozenset({"parameters", "buffers", "inputs", "bookkeeping"})

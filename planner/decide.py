@@ -1,0 +1,135 @@
+"""Which schedule a captured training graph runs: the plan's, the same decisions at other shapes, or a fresh one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+from graph_capture.build import Binding, build_graph
+from graph_capture.capture import bare_graph, round_allocations, workspace_model
+from graph_capture.costs import Roofline
+from graph_capture.devices import device_by_name
+from graph_capture.graph import Graph
+from graph_capture.joint import Joint, tensors_of
+from graph_capture.prepare import differentiable_outputs, example_value, output_nodes
+from planner.budget import format_bytes
+from planner.errors import PlanMismatchError, error_for_solution
+from planner.plan_file import Plan
+from solvers.registry import solver_class
+from solvers.schedule import Schedule
+from solvers.simulator import simulate
+
+OnChange = Literal["replan", "error"]
+
+
+class PlanChangedWarning(UserWarning):
+    """The model is called in a way that the plan was not made for, and a fresh plan was made for it."""
+
+
+@dataclass(frozen=True)
+class Decider:
+    """Decides for one rewritten model.
+
+    **Fields:**
+
+    - `on_change`: `"replan"` makes a fresh plan within the same budget when the graph is another one, `"error"`
+      refuses. The same graph at other shapes keeps its decisions as long as they fit.
+    """
+
+    plan: Plan
+    on_change: OnChange
+
+    def select_loss(self, module: fx.GraphModule) -> Sequence[int]:
+        """The outputs that the loss comes from: the plan's, if they can be; else the one scalar; else all."""
+        differentiable = differentiable_outputs(module)
+        planned = self.plan.loss.outputs
+        values = [example_value(node) for node in output_nodes(module)]
+        inside = self.plan.loss.location == "inside the model"
+        if set(planned) <= set(differentiable) and (not inside or all(values[i].dim() == 0 for i in planned)):
+            return planned
+        scalars = [i for i in differentiable if values[i].dim() == 0]
+        return scalars if len(scalars) == 1 else differentiable
+
+    def decide(self, joint: Joint) -> tuple[Graph, Binding, Schedule]:
+        """The schedule for a joint graph; raises :class:`PlanMismatchError` or `InfeasibleBudgetError`."""
+        bare, binding = bare_graph(joint)
+        order = self._planned_order(bare)
+        if bare.fingerprint == self.plan.program_fingerprint:
+            return bare, binding, Schedule.from_order(bare, order)
+        same_structure = bare.structure_fingerprint == self.plan.settings.get("program_structure")
+        priced = self._priced(joint)
+        if same_structure:
+            peak = simulate(priced, Schedule.from_order(priced, order)).peak_bytes
+            if peak <= self.plan.budget_bytes:
+                return bare, binding, Schedule.from_order(bare, order)
+            reason = (
+                f"the same graph at larger shapes needs {format_bytes(peak)} with the plan's decisions, the budget is "
+                f"{format_bytes(self.plan.budget_bytes)}"
+            )
+        else:
+            reason = self._difference(bare)
+        if self.on_change == "error":
+            raise PlanMismatchError(
+                f"the plan does not fit this call: {reason}. Plan again with these inputs, or allow it with "
+                "rewrite(model, plan, on_change='replan')."
+            )
+        warnings.warn(PlanChangedWarning(f"planned again: {reason}"), stacklevel=2)
+        return bare, binding, self._replan(priced, bare)
+
+    def _planned_order(self, bare: Graph) -> list[int]:
+        """The plan's executions as operators of the model's own graph, whose loss is a single operator."""
+        first = next((i for i, o in enumerate(self.plan.to_graph().operators) if o.phase == "loss"), 0)
+        count = self.plan.loss_operators
+        order: list[int] = []
+        for operator in self.plan.to_schedule().order:
+            if operator < first:
+                order.append(operator)
+            elif operator == first:
+                order.append(first)
+            elif operator >= first + count:
+                order.append(operator - count + 1)
+        return order
+
+    def _priced(self, joint: Joint) -> Graph:
+        """The graph with prices, workspace and resident memory of this call."""
+        settings = self.plan.settings
+        device = device_by_name(settings["device"])
+        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for p in joint.primals for t in tensors_of(p)}
+        planned = self.plan.to_graph().resident_bytes
+        fixed = sum(planned.get(k, 0) for k in ("parameters", "buffers"))
+        resident = {"model and inputs": max(fixed, sum(storages.values())), "bookkeeping": planned.get("bookkeeping", 0)}
+        resident |= settings.get("extra_bytes", {})
+        graph, _ = build_graph(
+            joint,
+            Roofline(device),
+            workspace_model(device),
+            resident_bytes=resident,
+            gradient_accumulation=settings["gradient_accumulation"],
+        )
+        return round_allocations(graph, device)
+
+    def _replan(self, priced: Graph, bare: Graph) -> Schedule:
+        chosen: dict[str, Any] = self.plan.settings["solver"]
+        solver = solver_class(chosen["name"])(**chosen["options"])
+        with torch.utils._python_dispatch._disable_current_modes():
+            solution = solver.solve(priced, self.plan.budget_bytes)
+        if solution.schedule is None:
+            raise error_for_solution(solution, priced, self.plan.budget_bytes)
+        return Schedule.from_order(bare, solution.schedule.order)
+
+    def _difference(self, bare: Graph) -> str:
+        """How the graph at hand differs from the plan's, in words."""
+        planned = [o for o in self.plan.to_graph().operators if o.phase != "loss"]
+        given = [o for o in bare.operators if o.phase != "loss"]
+        for mine, theirs in zip(planned, given, strict=False):
+            if mine.target != theirs.target:
+                where = theirs.module or theirs.source or "the model"
+                return f"at {where} the model runs {theirs.target}, the plan has {mine.target} (another mode, flag or code)"
+        if len(planned) != len(given):
+            return f"the model runs {len(given)} operators, the plan has {len(planned)}"
+        return "the same operators are connected in another way"
