@@ -48,7 +48,7 @@ class Checkmate(Solver):
 
     time_limit_seconds: float = 60.0
     gap: float = 0.0
-    max_operators: int = 350
+    max_operators: int = 360
     engine: Literal["HIGHS", "GSCIP", "CP_SAT", "GUROBI"] = "HIGHS"
     node_limit: int | None = None
     seed: int = 0
