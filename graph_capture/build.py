@@ -234,7 +234,16 @@ class _Builder:
             if draft.node is None:
                 reason = "computed by the caller"
                 operators.append(
-                    Operator(LOSS_NAME, LOSS_NAME, "loss", (), tuple(draft.outputs), 0.0, recomputable=False, keep_reason=reason)
+                    Operator(
+                        LOSS_NAME,
+                        LOSS_NAME,
+                        "loss",
+                        (),
+                        tuple(draft.outputs),
+                        0.0,
+                        recomputable=False,
+                        keep_reason=reason,
+                    )
                 )
                 continue
             node = draft.node
@@ -313,7 +322,7 @@ def module_of(node: fx.Node) -> str:
     if not stack:
         return ""
     path = str(list(stack.values())[-1][0])
-    path = XX, "", path)
+    path = re.sub(r"^L\[['\"]\w+['\"]\]\.?", "", path)
     return re.sub(r"_modules\[['\"](\w+)['\"]\]", r"\1", path)
 
 

@@ -105,9 +105,7 @@ def capture(
     with _seeded():
         peak, source = _eager_peak(twin, fake_args, fake_kwargs, loss, loss_fn, mode, workspace, graph)
     notes = _notes(graph, loss, workspace)
-    return Capture(
-        graph, bare.fingerprint, bare.structure_fingerprint, loss, peak, source, target, args, kwargs, notes
-    )
+    return Capture(graph, bare.fingerprint, bare.structure_fingerprint, loss, peak, source, target, args, kwargs, notes)
 
 
 def bare_graph(joint: Joint) -> tuple[Graph, Binding]:
@@ -157,7 +155,9 @@ class _Free(CostModel):
         return _FREE
 
 
-_FREE = dataclasses.make_dataclass("_Price", [("seconds", float, 0.0), ("flops", int, 0), ("priced_by", str, "bytes")])()
+_FREE = dataclasses.make_dataclass(
+    "_Price", [("seconds", float, 0.0), ("flops", int, 0), ("priced_by", str, "bytes")]
+)()
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,9 @@ def _store_all_peak(graph: Graph) -> int:
 def _notes(graph: Graph, loss: LossChoice, workspace: WorkspaceModel) -> tuple[str, ...]:
     notes = [loss.note] if loss.note else []
     if isinstance(workspace, MeasuredWorkspace) and workspace.declared:
-        notes.append(f"workspace is a declared bound for {', '.join(sorted(workspace.declared))} (too large, or not safe, to try alone)")
+        notes.append(
+            f"workspace is a declared bound for {', '.join(sorted(workspace.declared))} (too large, or not safe, to try alone)"
+        )
     by_bytes = [o for o in graph.operators if o.priced_by == "bytes" and o.phase != "loss"]
     heavy = sorted({o.target for o in by_bytes if o.seconds > 0.01 * graph.step_seconds})
     if heavy:

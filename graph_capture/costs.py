@@ -59,7 +59,9 @@ class FlopCount(CostModel):
     def price(self, node: fx.Node) -> Price:
         """FLOPs as seconds; bytes moved for operators without a formula."""
         flops = flops_of(node)
-        return Price(float(flops if flops is not None else bytes_moved(node)), flops or 0, "bytes" if flops is None else "flops")
+        return Price(
+            float(flops if flops is not None else bytes_moved(node)), flops or 0, "bytes" if flops is None else "flops"
+        )
 
 
 def bytes_moved(node: fx.Node) -> int:

@@ -39,16 +39,30 @@ class Device:
         return self.flops_per_second.get(dtype, self.flops_per_second["default"])
 
 
-def _gpu(name: str, half: float, tf32: float, single: float, bandwidth: float, gib: int, source: str, workspace: int = 8) -> Device:
-    rates = {"bfloat16": half, "float16": half, "float32": single, "tf32": tf32, "float64": single / 2, "default": single}
+def _gpu(
+    name: str, half: float, tf32: float, single: float, bandwidth: float, gib: int, source: str, workspace: int = 8
+) -> Device:
+    rates = {
+        "bfloat16": half,
+        "float16": half,
+        "float32": single,
+        "tf32": tf32,
+        "float64": single / 2,
+        "default": single,
+    }
     return Device(name, rates, bandwidth, 4e-6, 512, workspace * 2**20, gib * 2**30, source)
 
 
 DEVICES: Mapping[str, Device] = {
     d.name: d
     for d in (
-        Device("cpu", {"bfloat16": 100e9, "float16": 50e9, "float32": 100e9, "float64": 50e9, "default": 50e9}, 20e9, 2e-6,
-               source="nominal: two cores with 256-bit vector units"),
+        Device(
+            "cpu",
+            {"bfloat16": 100e9, "float16": 50e9, "float32": 100e9, "float64": 50e9, "default": 50e9},
+            20e9,
+            2e-6,
+            source="nominal: two cores with 256-bit vector units",
+        ),
         _gpu("v100-32gb", 125e12, 15.7e12, 15.7e12, 900e9, 32, "NVIDIA Tesla V100 data sheet (2020)"),
         _gpu("t4-16gb", 65e12, 8.1e12, 8.1e12, 320e9, 16, "NVIDIA T4 data sheet (2019)"),
         _gpu("a100-40gb", 312e12, 156e12, 19.5e12, 1555e9, 40, "NVIDIA A100 data sheet (2021)"),

@@ -1,7 +1,7 @@
 """Errors of this package.
 
-    CaptureError (RuntimeError)    the model, its inputs or its code cannot be captured
-    └── InputsUnknownError         nobody said which inputs the model is called with
+CaptureError (RuntimeError)    the model, its inputs or its code cannot be captured
+└── InputsUnknownError         nobody said which inputs the model is called with
 """
 
 from __future__ import annotations

@@ -57,7 +57,9 @@ def fake_inputs(inputs: Any, mode: FakeTensorMode) -> Any:
 def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     """One fake tensor; a parameter stays a parameter."""
     if type(tensor) not in (torch.Tensor, nn.Parameter, FakeTensor):
-        known = isinstance(tensor, (nn.Parameter, torch.Tensor)) and not torch.utils._python_dispatch.is_traceable_wrapper_subclass(tensor)
+        known = isinstance(
+            tensor, (nn.Parameter, torch.Tensor)
+        ) and not torch.utils._python_dispatch.is_traceable_wrapper_subclass(tensor)
         if not known:
             raise CaptureError(f"tensors of type {type(tensor).__name__} are not supported")
     if isinstance(tensor, FakeTensor):

@@ -162,7 +162,16 @@ class Graph:
     def fingerprint(self) -> str:
         """Hash of everything that a schedule's legality and memory depend on; prices and names are left out."""
         rows = [
-            (o.target, o.phase, o.inputs, o.outputs, o.workspace_bytes, o.recomputable, o.random_state_bytes, o.in_place)
+            (
+                o.target,
+                o.phase,
+                o.inputs,
+                o.outputs,
+                o.workspace_bytes,
+                o.recomputable,
+                o.random_state_bytes,
+                o.in_place,
+            )
             for o in self.operators
         ]
         values = [(v.size_bytes, v.kind, v.delivered_after, v.delivery_copy_bytes) for v in self.values]
@@ -248,7 +257,9 @@ def _validate(graph: Graph) -> None:
         _check_in_place(where, operator, graph.values)
         for value in operator.outputs:
             if value in made or graph.values[value].producer != index:
-                raise GraphError(f"{where}: value {value} names operator {graph.values[value].producer} as its producer")
+                raise GraphError(
+                    f"{where}: value {value} names operator {graph.values[value].producer} as its producer"
+                )
             made[value] = index
     for index, value in enumerate(graph.values):
         _check_value(index, value, made, len(graph.operators))

@@ -118,7 +118,9 @@ def _moved(value: Value, producer: int, move: Callable[[int], int]) -> Value:
     return dataclasses.replace(value, producer=producer, delivered_after=after)
 
 
-def _compact(graph: Graph, operators: list[Operator], values: list[Value], kept: list[int], rest_at: int | None) -> Graph:
+def _compact(
+    graph: Graph, operators: list[Operator], values: list[Value], kept: list[int], rest_at: int | None
+) -> Graph:
     """Renumber the values after the tangents that the loss makes itself were taken out."""
     number = {old: new for new, old in enumerate(kept)}
     renumbered = [

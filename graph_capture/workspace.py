@@ -155,4 +155,3 @@ def _measure(target: Any, args: Any, kwargs: Any) -> Footprint:
     nominal = sum(t.numel() * t.element_size() for key, t in made.items() if key not in given)
     retained = max(0, trace.end_bytes - nominal)
     return Footprint(max(0, trace.peak_bytes - trace.end_bytes), retained)
-

@@ -64,7 +64,9 @@ class PlannedBackend:
             return module.forward
         return self._training(module, example_inputs, self.select_loss(module))
 
-    def _training(self, module: fx.GraphModule, example_inputs: Sequence[Any], loss: Sequence[int]) -> Callable[..., Any]:
+    def _training(
+        self, module: fx.GraphModule, example_inputs: Sequence[Any], loss: Sequence[int]
+    ) -> Callable[..., Any]:
         prepared = prepare(module, example_inputs, loss)
         emitted: list[tuple[Binding, Programs]] = []
 

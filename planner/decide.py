@@ -99,10 +99,15 @@ class Decider:
         """The graph with prices, workspace and resident memory of this call."""
         settings = self.plan.settings
         device = device_by_name(settings["device"])
-        storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for p in joint.primals for t in tensors_of(p)}
+        storages = {
+            t.untyped_storage()._cdata: t.untyped_storage().nbytes() for p in joint.primals for t in tensors_of(p)
+        }
         planned = self.plan.to_graph().resident_bytes
         fixed = sum(planned.get(k, 0) for k in ("parameters", "buffers"))
-        resident = {"model and inputs": max(fixed, sum(storages.values())), "bookkeeping": planned.get("bookkeeping", 0)}
+        resident = {
+            "model and inputs": max(fixed, sum(storages.values())),
+            "bookkeeping": planned.get("bookkeeping", 0),
+        }
         resident |= settings.get("extra_bytes", {})
         graph, _ = build_graph(
             joint,

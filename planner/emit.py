@@ -155,7 +155,9 @@ class _Emitter:
         arguments = [fx.map_arg(a, program.get) for a in node.args]
         if form.swapped:
             arguments[0], arguments[1] = arguments[1], arguments[0]
-        emitted = program.graph.call_function(form.overload, tuple(arguments), fx.map_arg(dict(node.kwargs), program.get))
+        emitted = program.graph.call_function(
+            form.overload, tuple(arguments), fx.map_arg(dict(node.kwargs), program.get)
+        )
         emitted.meta = copy.copy(node.meta)
         return emitted
 
