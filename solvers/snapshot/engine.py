@@ -117,7 +117,7 @@ class EnginePool:
     """A context that owns the worker processes of one solve; :meth:`submit`, then :meth:`poll` until it answers."""
 
     def __init__(self, engines: Sequence[str] = ("HIGHS",)) -> None:
-        self._workers: dict[str, _Worker | None] = {engine: None for engine in engines}
+        self._workers: dict[str, _Worker | None] = dict.fromkeys(engines)
         self._ticket = 0
         self._answers: list[Answer] = []
         self._started = self._deadline = 0.0
@@ -127,7 +127,9 @@ class EnginePool:
             self._workers[engine] = _Worker(engine)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for worker in self._workers.values():
             if worker is not None:
                 worker.kill()

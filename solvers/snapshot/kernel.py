@@ -223,10 +223,7 @@ def _insertable(t: Tables, seq: np.ndarray, length: int, at: int, block: np.ndar
             count += 1
     if t.last_forward < count <= t.last_loss:
         return False
-    for b in range(n_block):
-        if block[b] >= count:
-            return False
-    return True
+    return all(block[b] < count for b in range(n_block))
 
 
 @njit(cache=True)
@@ -289,9 +286,7 @@ def _move(t: Tables, rng: np.ndarray, seq: np.ndarray, length: int, at: int, blo
 
 
 @njit(cache=True)
-def _propose(
-    t: Tables, rng: np.ndarray, seq: np.ndarray, length: int, block: np.ndarray, positions: np.ndarray
-) -> int:
+def _propose(t: Tables, rng: np.ndarray, seq: np.ndarray, length: int, block: np.ndarray, positions: np.ndarray) -> int:
     """Change `seq` in place by one random move; returns the new length, or -1 if the move is impossible."""
     u = random_unit(rng)
     if u < 0.40:

@@ -17,9 +17,7 @@ from solvers.snapshot.relaxation import Relaxation
 def lift(reduction: Reduction, relaxation: Relaxation, point: Mapping[int, float]) -> list[int]:
     """The sequence of executions that a point of `relaxation` (column -> value) stands for."""
     order: list[int] = []
-    kept = [
-        {v for v, column in columns.items() if point.get(column, 0.0) > 0.5} for columns in relaxation.keep
-    ]
+    kept = [{v for v, column in columns.items() if point.get(column, 0.0) > 0.5} for columns in relaxation.keep]
     kept.append(set())
     for i, (start, end) in enumerate(zip(relaxation.instants, relaxation.ends, strict=True)):
         present = set(kept[i])

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 class LinearProgram:
     """Minimise costs · x over lower ≤ x ≤ upper and row_lower ≤ A x ≤ row_upper; A is stored by rows."""
 
-    costs: list[float] = field(default_factory=list)
-    lower: list[float] = field(default_factory=list)
-    upper: list[float] = field(default_factory=list)
-    integer: list[bool] = field(default_factory=list)
-    row_lower: list[float] = field(default_factory=list)
-    row_upper: list[float] = field(default_factory=list)
-    row_ids: list[int] = field(default_factory=list)
-    column_ids: list[int] = field(default_factory=list)
-    coefficients: list[float] = field(default_factory=list)
+    costs: list[float] = field(default_factory=list[float])
+    lower: list[float] = field(default_factory=list[float])
+    upper: list[float] = field(default_factory=list[float])
+    integer: list[bool] = field(default_factory=list[bool])
+    row_lower: list[float] = field(default_factory=list[float])
+    row_upper: list[float] = field(default_factory=list[float])
+    row_ids: list[int] = field(default_factory=list[int])
+    column_ids: list[int] = field(default_factory=list[int])
+    coefficients: list[float] = field(default_factory=list[float])
 
     def add_column(self, cost: float = 0.0, upper: float = 1.0, integer: bool = True) -> int:
         """A column between 0 and `upper`; returns its index."""

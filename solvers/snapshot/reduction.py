@@ -91,9 +91,7 @@ def reduce(graph: Graph, store_all_peak_bytes: int, tiny_fraction: float = TINY_
     repeatable = [legal[o] and any(movable[v] for v in graph.operators[o].outputs) for o in range(n)]
     last_want = _last_wants(graph, repeatable, movable, last_use)
     # a value that is made once and is wanted by direct uses only has the same life in every schedule
-    flexible = [
-        movable[v] and (legal[values[v].producer] or last_want[v] > last_use[v]) for v in range(len(values))
-    ]
+    flexible = [movable[v] and (legal[values[v].producer] or last_want[v] > last_use[v]) for v in range(len(values))]
     inputs = tuple(tuple(v for v in o.inputs if flexible[v]) for o in graph.operators)
     outputs = tuple(tuple(v for v in o.outputs if flexible[v]) for o in graph.operators)
     superseded, eliminated = _exchanges(graph, repeatable, flexible, inputs, outputs)

@@ -124,8 +124,8 @@ class _Search:
     relative_gap: float = 1e-2
     rounds: int = 0
     hit_limit: bool = False
-    surcharge_bytes: dict[int, int] = field(default_factory=dict)
-    trace: list[str] = field(default_factory=list)
+    surcharge_bytes: dict[int, int] = field(default_factory=dict[int, int])
+    trace: list[str] = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
         self.graph = self.reduction.graph

@@ -61,3 +61,28 @@ def test_bound_is_below_the_optimum(pool: EnginePool, block: int) -> None:
                 else:
                     assert answer.outcome is Outcome.OPTIMAL, where
                     assert answer.dual_bound - BOUND_MARGIN_PERCENT <= optimum, where
+
+
+def test_a_value_with_a_partner_is_not_eliminated(pool: EnginePool) -> None:
+    """v and z make w; w cannot be kept past operator 5, nor y and z past 7: v must be remade *before* it is used.
+
+    To demand that v be remade where its consumer is remade (the single-input exchange) would claim 12 instead of 7.
+    """
+    rows: list[tuple[tuple[int, ...], int, float]] = [
+        ((), 1, 1.0),  # x
+        ((0,), 10, 100.0),  # y
+        ((0,), 10, 5.0),  # z
+        ((1,), 2, 1.0),  # v
+        ((3, 2), 2, 1.0),  # w
+        ((0,), 19, 1.0),  # room for x and y only
+        ((1,), 0, 1.0),
+        ((6,), 27, 1.0),  # room for x and v only
+        ((4, 2, 0), 0, 1.0),
+    ]
+    operators = tuple(
+        Operator(f"o{i}", "op", "forward", inputs, (i,), seconds) for i, (inputs, _, seconds) in enumerate(rows)
+    )
+    graph = Graph(operators, tuple(Value(size, i) for i, (_, size, _) in enumerate(rows)))
+    assert BruteForce(graph).optimum_seconds(30) == 7.0
+    answer = bound(pool, graph, 30, {0, 5, 7}, None)
+    assert answer.dual_bound == pytest.approx(7.0 / graph.step_seconds * PERCENT, abs=1e-3)
