@@ -61,7 +61,7 @@ def chain_of(graph: Graph) -> Chain | None:
             v for v, (a, b) in spans.items() if b - a > share * count or graph.values[v].size_bytes <= negligible
         }
         cuts = _cuts(graph, {v: span for v, span in spans.items() if v not in long_lived})
-        if not cuts:
+        if not any(cuts):  # behind operator 0 there is always one, with nothing inside of its segment
             continue
         step_bytes = _step_bytes(graph, cuts)
         kept = sum(graph.values[v].size_bytes for v in long_lived)

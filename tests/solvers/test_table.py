@@ -190,7 +190,7 @@ def test_the_table_is_complete() -> None:
 
 
 def test_unknown_names_list_the_known() -> None:
-    with pytest.raises(UnknownSolverError, match="did you mean 'checkmate'.*store-all"):
+    with pytest.raises(UnknownSolverError, match=r"did you mean 'checkmate'.*store-all"):
         solver_class("checkmat")
 
 
