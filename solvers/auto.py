@@ -3,9 +3,9 @@
 What it does, in this order:
 
 1. the store-all schedule, if it fits: nothing is recomputed, and no schedule is better;
-2. :class:`~solvers.chen.ChenGreedy`, where the graph has segments: a schedule within a second, so that there is
-   something to return whatever the time limit;
-3. :class:`~solvers.snapshot.SnapshotRefinement` for the rest of the time: near-optimal schedules and the lower bound.
+2. :class:`~solvers.snapshot.SnapshotRefinement`: near-optimal schedules and the lower bound;
+3. where that did not close the gap, and the graph has segments, :class:`~solvers.chen.ChenGreedy`: about a second for
+   thousands of operators. It may fit where the refinement found nothing, or tell which budget would work.
 
 The cheapest schedule that the simulator accepts wins; the message says whose it is and whose the bound is. Ask
 :meth:`Auto.select` what it would rely on, and why.
@@ -36,7 +36,7 @@ class Auto(Solver):
 
     **Fields:** handed on to :class:`~solvers.snapshot.SnapshotRefinement`.
 
-    - `time_limit_seconds`: wall-clock limit of the whole solve.
+    - `time_limit_seconds`: wall-clock limit of the refinement.
     - `gap`: stop when overhead and bound are this close, as a fraction of the store-all step.
     - `seed`: of everything random.
     - `work_limit`: deterministic work instead of time; the result is then the same on every machine.
@@ -58,29 +58,23 @@ class Auto(Solver):
             at = f"operator {graph.operators[operator].name}" if len(graph) else "what is resident"
             return StoreAll(), f"nothing can fit: {at} alone needs {floor_bytes:,} bytes"
         reason = f"the store-all schedule needs {peak_bytes:,} bytes: something must be recomputed"
-        return self._refinement(self.time_limit_seconds), reason
+        return self._refinement(), reason
 
     def solve(self, graph: Graph, budget_bytes: int) -> Solution:
         """The cheapest schedule that any of the solvers finds, with the best bound."""
         started = time.perf_counter()
         solver, reason = self.select(graph, budget_bytes)
-        quick: Solver = ChenGreedy()
-        if isinstance(solver, StoreAll):
-            # Over the budget all the same: Chen's segments then tell which budget would work.
-            solutions = [solver.solve(graph, budget_bytes)]
-            if solutions[0].schedule is None and quick.applies_to(graph) is None:
-                solutions.append(quick.solve(graph, budget_bytes))
-        else:
-            solutions = [quick.solve(graph, budget_bytes)] if quick.applies_to(graph) is None else []
-            remaining = self.time_limit_seconds - (time.perf_counter() - started)
-            solutions.insert(0, self._refinement(max(1.0, remaining)).solve(graph, budget_bytes))
+        solutions = [solver.solve(graph, budget_bytes)]
+        segments = ChenGreedy()
+        if solutions[0].gap > self.gap and segments.applies_to(graph) is None:
+            solutions.append(segments.solve(graph, budget_bytes))
         return self._combine(solutions, reason, time.perf_counter() - started)
 
-    def _refinement(self, time_limit_seconds: float) -> Solver:
+    def _refinement(self) -> Solver:
         from solvers.snapshot import SnapshotRefinement  # late: it brings compiled code with it
 
         return SnapshotRefinement(
-            time_limit_seconds=time_limit_seconds, gap=self.gap, seed=self.seed, work_limit=self.work_limit
+            time_limit_seconds=self.time_limit_seconds, gap=self.gap, seed=self.seed, work_limit=self.work_limit
         )
 
     def _combine(self, solutions: Sequence[Solution], reason: str, seconds: float) -> Solution:

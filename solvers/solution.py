@@ -6,6 +6,7 @@ import abc
 import enum
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from graph_capture.graph import Graph
 from solvers.schedule import Schedule
@@ -78,7 +79,7 @@ class Solver(abc.ABC):
     the simulator accepts within the budget, and a lower bound only if it holds for every schedule of `bound_scope`.
     """
 
-    name: str = ""
+    name: ClassVar[str] = ""
 
     @abc.abstractmethod
     def solve(self, graph: Graph, budget_bytes: int) -> Solution:

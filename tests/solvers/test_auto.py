@@ -1,0 +1,88 @@
+"""What Auto picks, what it says about it, and that naming a solver is all that imports it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import solvers
+from solvers import (
+    Auto,
+    ChenGreedy,
+    Schedule,
+    SearchClass,
+    SnapshotRefinement,
+    Status,
+    StoreAll,
+    memory_floor,
+    simulate,
+)
+from tests.solvers.random_graphs import training_chain
+
+GRAPH = training_chain(12)
+PEAK_BYTES = simulate(GRAPH, Schedule.store_all(GRAPH)).peak_bytes
+
+
+def test_selects_store_all_where_it_fits() -> None:
+    solver, reason = Auto().select(GRAPH, PEAK_BYTES)
+    assert solver == StoreAll()
+    assert "fits" in reason
+
+
+def test_selects_refinement_with_its_own_options() -> None:
+    solver, reason = Auto(time_limit_seconds=5.0, gap=0.01, seed=3, work_limit=7).select(GRAPH, PEAK_BYTES - 1)
+    assert solver == SnapshotRefinement(time_limit_seconds=5.0, gap=0.01, seed=3, work_limit=7)
+    assert f"{PEAK_BYTES:,} bytes" in reason
+
+
+def test_says_what_cannot_work() -> None:
+    floor_bytes, operator = memory_floor(GRAPH)
+    solution = Auto().solve(GRAPH, floor_bytes - 1)
+    assert solution.status is Status.INFEASIBLE
+    assert solution.floor_operator == operator
+    assert GRAPH.operators[operator].name in solution.message
+    segments = ChenGreedy().solve(GRAPH, floor_bytes - 1)
+    assert solution.smallest_known_budget_bytes == segments.smallest_known_budget_bytes
+
+
+def test_says_whose_the_schedule_and_the_bound_are() -> None:
+    solution = Auto(work_limit=3).solve(GRAPH, PEAK_BYTES * 3 // 4)
+    assert solution.schedule is not None
+    assert solution.solver == "auto"
+    assert solution.search_class is SearchClass.MIXED
+    assert "schedule by snapshot refinement, bound by snapshot refinement" in solution.message
+    assert "captured order" in solution.bound_scope
+
+
+def test_segments_are_the_safety_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+    import math
+
+    def nothing(self: SnapshotRefinement, graph: object, budget_bytes: int) -> solvers.Solution:
+        found = StoreAll().solve(GRAPH, 0)
+        return dataclasses.replace(
+            found, solver="snapshot refinement", status=Status.UNKNOWN, lower_bound=0.05, overhead=math.inf
+        )
+
+    monkeypatch.setattr(SnapshotRefinement, "solve", nothing)
+    solution = Auto().solve(GRAPH, PEAK_BYTES * 7 // 10)
+    assert solution.schedule is not None
+    assert solution.status is Status.FEASIBLE
+    assert solution.lower_bound == 0.05
+    assert "schedule by chen-greedy, bound by snapshot refinement" in solution.message
+
+
+def test_import_is_light() -> None:
+    code = "import sys, solvers; print(sorted({'torch', 'ortools', 'numba', 'numpy', 'networkx'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names() -> None:
+    for name in solvers.__all__:
+        assert getattr(solvers, name) is not None
+    assert set(dir(solvers)) == set(solvers.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Oracle'"):
+        _ = solvers.Oracle  # type: ignore[attr-defined]
