@@ -6,6 +6,7 @@ engine's time limit, at which the process is killed; the next request starts ano
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import math
@@ -106,10 +107,8 @@ class _Worker:
         self.process.kill()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(BrokenPipeError):  # unsent bytes of a request to a process that is gone
                     pipe.close()
-                except BrokenPipeError:  # unsent bytes of a request to a process that is gone
-                    pass
         self.process.wait()
 
 

@@ -8,6 +8,9 @@ at each execution follow with no intervals to build. It is exactly what ``Schedu
 (a test holds them together), but for an operator whose first in-place input turns out to belong to another program.
 """
 
+# numba compiles scalars out of array elements, which type checkers take for arrays
+# pyright: reportReturnType=false, reportArgumentType=false
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -223,7 +226,10 @@ def _insertable(t: Tables, seq: np.ndarray, length: int, at: int, block: np.ndar
             count += 1
     if t.last_forward < count <= t.last_loss:
         return False
-    return all(block[b] < count for b in range(n_block))
+    for b in range(n_block):  # noqa: SIM110 (numba compiles no generator expressions)
+        if block[b] >= count:
+            return False
+    return True
 
 
 @njit(cache=True)

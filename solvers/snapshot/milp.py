@@ -58,7 +58,7 @@ class LinearProgram:
 
     def serialized(self) -> bytes:
         """The program as a serialized MathOpt ``ModelProto``."""
-        from ortools.math_opt import model_pb2
+        from ortools.math_opt import model_pb2  # pyright: ignore[reportMissingTypeStubs]
 
         proto = model_pb2.ModelProto()
         variables, rows, matrix = proto.variables, proto.linear_constraints, proto.linear_constraint_matrix

@@ -9,12 +9,13 @@ that dies leaves no orphan.
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import os
 import queue
 import sys
 import threading
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 # native code prints to file descriptor 1: answers go to a copy of it, everything else to standard error
 _ANSWERS = os.fdopen(os.dup(1), "wb")
@@ -29,8 +30,8 @@ def _requests(stream: BinaryIO, pending: queue.Queue[tuple[dict[str, Any], bytes
 
 
 def _solve(header: dict[str, Any], model: bytes) -> tuple[dict[str, Any], bytes]:
-    from ortools.math_opt import model_pb2
-    from ortools.math_opt.python import mathopt
+    from ortools.math_opt import model_pb2  # pyright: ignore[reportMissingTypeStubs]
+    from ortools.math_opt.python import mathopt  # pyright: ignore[reportMissingTypeStubs]
 
     parameters = mathopt.SolveParameters(
         time_limit=datetime.timedelta(seconds=header["time_limit_seconds"]),
@@ -40,8 +41,9 @@ def _solve(header: dict[str, Any], model: bytes) -> tuple[dict[str, Any], bytes]
         random_seed=header["seed"],
     )
     if header["engine"] == "HIGHS":  # its thread count is global, and refused as a common parameter
-        parameters.highs.int_options["threads"] = 1
-        parameters.highs.bool_options["output_flag"] = False
+        highs = cast("Any", parameters.highs)  # its stub has the types of the maps wrong
+        highs.int_options["threads"] = 1
+        highs.bool_options["output_flag"] = False
     else:
         parameters.threads = 1
     problem = mathopt.Model.from_model_proto(model_pb2.ModelProto.FromString(model))
@@ -69,7 +71,7 @@ def main() -> None:
     """Answer requests until standard input closes."""
     pending: queue.Queue[tuple[dict[str, Any], bytes]] = queue.Queue()
     threading.Thread(target=_requests, args=(sys.stdin.buffer, pending), daemon=True).start()
-    import ortools.math_opt.python.mathopt  # noqa: F401  (load it while the parent builds the first model)
+    importlib.import_module("ortools.math_opt.python.mathopt")  # while the parent builds the first model
 
     while True:
         header, model = pending.get()
