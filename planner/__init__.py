@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from planner.api import plan
     from planner.auto_checkpoint import auto_checkpoint
     from planner.budget import Budget, format_bytes, parse_budget
+    from planner.decide import PlanChangedWarning
     from planner.errors import (
         BudgetError,
         CaptureError,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     )
     from planner.measure import StepMeasurement, measure_step
     from planner.plan_file import Plan
-    from planner.rewrite import rewrite
+    from planner.rewrite import restore, rewrite
 
 __all__ = [
     "Budget",
@@ -52,6 +53,7 @@ __all__ = [
     "InvalidPlanError",
     "NoScheduleError",
     "Plan",
+    "PlanChangedWarning",
     "PlanFileError",
     "PlanMismatchError",
     "PlannerError",
@@ -64,18 +66,21 @@ __all__ = [
     "measure_step",
     "parse_budget",
     "plan",
+    "restore",
     "rewrite",
 ]
 
 _HOMES = {
     "Budget": "planner.budget",
     "Plan": "planner.plan_file",
+    "PlanChangedWarning": "planner.decide",
     "StepMeasurement": "planner.measure",
     "auto_checkpoint": "planner.auto_checkpoint",
     "format_bytes": "planner.budget",
     "measure_step": "planner.measure",
     "parse_budget": "planner.budget",
     "plan": "planner.api",
+    "restore": "planner.rewrite",
     "rewrite": "planner.rewrite",
 }
 """The module of each public name; what is not listed is an error class."""

@@ -118,7 +118,7 @@ def parse_budget(budget: int | str | Budget) -> Budget:
 def format_bytes(size_bytes: int, *, short: bool = False) -> str:
     """Both forms of a size, `8.00 GiB (8,589,934,592 bytes)`; the first alone if `short`."""
     brief = _brief(size_bytes)
-    return brief if short or brief.endswith(" bytes") else f"{brief} ({size_bytes:,} bytes)"
+    return brief if short or abs(size_bytes) < 1024 else f"{brief} ({size_bytes:,} bytes)"
 
 
 def _parse_text(text: str) -> Budget:

@@ -8,19 +8,23 @@ the budget. The model itself is left rewritten: whoever checks a plan has built 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from planner.api import capture_for_plan
+from graph_capture.capture import capture
+from graph_capture.inputs import resolve_inputs
 from planner.budget import format_bytes
+from planner.describe import describe_inputs, describe_model
 from planner.errors import CaptureError, PlannerError
-from planner.measure import measure_step
+from planner.measure import LossFn, loss_of, measure_step
+from planner.plan_parts import input_differences
 from planner.rewrite import rewrite
 
 if TYPE_CHECKING:
@@ -66,28 +70,27 @@ class _Step:
 
 def check_plan(
     plan: Plan,
-    model: nn.Module,
+    model: Any,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
-    loss_fn: Callable[..., Tensor] | None = None,
+    loss_fn: LossFn | None = None,
 ) -> CheckReport:
     """Check `plan` against `model`, which is rewritten on the way.
 
     A plan that does not belong to the model ends the check at the fingerprint; later results would mean nothing.
     """
-    kwargs = dict(kwargs or {})
+    model, args, kwargs = resolve_inputs(model, args, kwargs)
     results = [_check_fingerprint(plan, model, args, kwargs, loss_fn), _check_simulation(plan)]
     if results[0].passed is False:
         return CheckReport(tuple(results))
-    model.train(plan.training)
     plain_model = copy.deepcopy(model)
     plain = _run(plain_model, args, kwargs, loss_fn)
     plain_peak_bytes = _measure(plan, plain_model, args, kwargs, loss_fn)
     del plain_model
     try:
-        rewritten_model = rewrite(model, plan)
+        rewritten_model = rewrite(model, plan, on_change="error")
         rewritten = _run(rewritten_model, args, kwargs, loss_fn)
-    except PlannerError as error:
+    except (PlannerError, CaptureError) as error:
         return CheckReport((*results, CheckResult("rewritten step", False, str(error))))
     results += [
         _compare("outputs", plain.outputs, rewritten.outputs),
@@ -98,41 +101,42 @@ def check_plan(
     return CheckReport(tuple(results))
 
 
-def training_loss(output: Any, loss_fn: Callable[..., Tensor] | None) -> Tensor:
-    """The scalar that a check calls `backward` on.
-
-    `loss_fn` of the output if there is one; else the model's own loss (the output itself, its `loss`, or the first of
-    its tensors, where that is a scalar). Where the loss is outside of the model, the sum of all its floating outputs
-    stands in for it: a check compares numbers, and any loss will do.
-    """
-    if loss_fn is not None:
-        return loss_fn(output)
-    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-    for candidate in (own, *leaves[:1]):
-        if isinstance(candidate, Tensor) and candidate.numel() == 1 and candidate.requires_grad:
-            return candidate.reshape(())
-    parts = [leaf.float().sum() for leaf in leaves if leaf.requires_grad]
-    if not parts:
-        raise PlannerError("no output of the model requires a gradient, so there is no training step to check")
-    return torch.stack(parts).sum()
-
-
 def _check_fingerprint(
-    plan: Plan,
-    model: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    loss_fn: Callable[..., Tensor] | None,
+    plan: Plan, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], loss_fn: LossFn | None
 ) -> CheckResult:
+    """Capture the model again, as the plan was captured, and spell out what differs."""
     name = "fingerprint"
+    found = plan.model.differences(describe_model(model))
+    found += input_differences(plan.inputs, describe_inputs(args, kwargs))
+    if model.training != plan.training:
+        modes = {True: "training", False: "evaluation"}
+        found.append(f"the model is in {modes[model.training]} mode, the plan was made in {modes[plan.training]} mode")
+    if found:
+        more = f"; and {len(found) - 5} more differences" if len(found) > 5 else ""
+        return CheckResult(name, False, "; ".join(found[:5]) + more)
+    settings = plan.settings
     try:
-        captured = capture_for_plan(model, args, kwargs, plan, loss_fn=loss_fn)
-    except (PlannerError, CaptureError) as error:
+        captured = capture(
+            model,
+            args,
+            kwargs,
+            loss_fn=loss_fn,
+            device=settings["device"],
+            gradient_accumulation=settings["gradient_accumulation"],
+            extra_bytes=settings["extra_bytes"],
+        )
+    except CaptureError as error:
         return CheckResult(name, False, str(error))
-    if captured.fingerprint != plan.fingerprint:
-        return CheckResult(name, False, f"the model's graph is {captured.fingerprint}, the plan's {plan.fingerprint}")
-    return CheckResult(name, True, f"the model captured again gives the plan's graph, {plan.fingerprint}")
+    if captured.loss.location != plan.loss.location:
+        where = f"the loss is {captured.loss.location}, in the plan it is {plan.loss.location}"
+        return CheckResult(
+            name, False, f"{where}; the factory must return the same loss_fn that the plan was made with"
+        )
+    if captured.program_fingerprint != plan.program_fingerprint:
+        return CheckResult(name, False, "the model's operators are not the plan's: its code or a setting has changed")
+    if captured.graph.fingerprint != plan.fingerprint:
+        return CheckResult(name, False, "the model is the plan's, but its loss or the memory around it is not")
+    return CheckResult(name, True, f"captured again, the model gives the plan's graph ({plan.fingerprint})")
 
 
 def _check_simulation(plan: Plan) -> CheckResult:
@@ -141,18 +145,14 @@ def _check_simulation(plan: Plan) -> CheckResult:
     return CheckResult("simulation", True, f"the schedule is legal; predicted peak {peak}, budget {budget}")
 
 
-def _run(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], loss_fn: Callable[..., Tensor] | None
-) -> _Step:
+def _run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], loss_fn: LossFn | None) -> _Step:
     torch.manual_seed(SEED)
     model.zero_grad(set_to_none=True)
     output = model(*_fresh(tuple(args)), **_fresh(dict(kwargs)))
-    training_loss(output, loss_fn).backward()
-    outputs = {
-        "".join(str(key) for key in path) or "output": leaf.detach().clone()
-        for path, leaf in tree_flatten_with_path(output)[0]
-        if isinstance(leaf, Tensor)
-    }
+    loss_of(output, loss_fn).backward()
+    plain = vars(output) if dataclasses.is_dataclass(output) and not isinstance(output, Mapping) else output
+    tensors = [leaf for leaf in tree_leaves(plain) if isinstance(leaf, Tensor)]
+    outputs = {f"output {number}": tensor.detach().clone() for number, tensor in enumerate(tensors)}
     gradients = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}
     buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
     model.zero_grad(set_to_none=True)
@@ -182,7 +182,7 @@ def _compare(what: str, plain: Mapping[str, Tensor | None], rewritten: Mapping[s
     if different:
         named = ", ".join(different[:3]) + (", ..." if len(different) > 3 else "")
         return CheckResult(what, False, f"{len(different)} of {len(plain)} differ ({named}), by up to {worst:.3g}")
-    return CheckResult(what, True, f"{len(plain)} tensors, bit for bit the same")
+    return CheckResult(what, True, f"bit for bit the same ({len(plain)})")
 
 
 def _bit_equal(a: Tensor, b: Tensor) -> bool:
@@ -200,28 +200,29 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 
 def _measure(
-    plan: Plan,
-    model: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    loss_fn: Callable[..., Tensor] | None,
+    plan: Plan, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], loss_fn: LossFn | None
 ) -> int | None:
-    """Peak bytes of one step on the machine at hand; `None` if the plan is for another device."""
-    if not _on_planned_device(plan, model):
-        return None
-    return measure_step(model, *args, loss_fn=loss_fn, **kwargs).peak_bytes
-
-
-def _on_planned_device(plan: Plan, model: nn.Module) -> bool:
+    """Measured peak of a step, the worse of the regimes that are planned for; `None` if the plan is for elsewhere."""
     kinds = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
-    return kinds <= {"cpu"} if plan.environment.device == "cpu" else kinds <= {"cuda"}
+    if kinds != {"cpu" if plan.environment.device == "cpu" else "cuda"}:
+        return None
+    regimes = (False, True) if plan.settings["gradient_accumulation"] else (False,)
+    return max(
+        measure_step(model, *args, loss_fn=loss_fn, gradient_accumulation=accumulate, **kwargs).peak_bytes
+        for accumulate in regimes
+    )
 
 
 def _check_peak(plan: Plan, plain_bytes: int | None, rewritten_bytes: int | None) -> CheckResult:
     if plain_bytes is None or rewritten_bytes is None:
-        return CheckResult("peak", None, f"the plan is for {plan.environment.device}, the model is elsewhere")
+        return CheckResult(
+            "peak", None, f"not measured: the plan is for {plan.environment.device}, the model is elsewhere"
+        )
+    # Declared memory, such as optimizer state, is in the budget and not in this step.
+    declared_bytes = sum(plan.settings["extra_bytes"].values())
+    beside = f" beside {format_bytes(declared_bytes)} that are declared" if declared_bytes else ""
     detail = (
-        f"measured {format_bytes(rewritten_bytes)}, predicted {format_bytes(plan.predicted_peak_bytes)}, "
+        f"measured {format_bytes(rewritten_bytes)}{beside}, predicted {format_bytes(plan.predicted_peak_bytes)}, "
         f"budget {format_bytes(plan.budget_bytes)}; without the plan {format_bytes(plain_bytes)}"
     )
-    return CheckResult("peak", rewritten_bytes <= plan.budget_bytes, detail)
+    return CheckResult("peak", rewritten_bytes + declared_bytes <= plan.budget_bytes, detail)

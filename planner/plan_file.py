@@ -110,10 +110,8 @@ class Plan(BaseModel):
     message: str = ""
     notes: tuple[str, ...] = ()
     settings: PlainDict
-    schedule: Annotated[tuple[StrictIndex | tuple[StrictIndex, StrictIndex], ...], BeforeValidator(_schedule_data)] = (
-        Field(repr=False)
-    )
-    graph: Annotated[PlainDict, BeforeValidator(_graph_data)] = Field(repr=False)
+    schedule: Annotated[tuple[StrictIndex | tuple[StrictIndex, StrictIndex], ...], BeforeValidator(_schedule_data)]
+    graph: Annotated[PlainDict, BeforeValidator(_graph_data)]
 
     _graph: Graph = PrivateAttr()
     _schedule: Schedule = PrivateAttr()
@@ -214,6 +212,12 @@ class Plan(BaseModel):
 
     def __eq__(self, other: object) -> bool:
         return self.model_dump() == other.model_dump() if isinstance(other, Plan) else NotImplemented
+
+    def __repr__(self) -> str:
+        return (
+            f"<Plan for {self.model.class_name}: {self.solver}, {self.status}, overhead {self.overhead:.4f}, "
+            f"peak {self.predicted_peak_bytes:,} of {self.budget_bytes:,} bytes>"
+        )
 
     def __str__(self) -> str:
         from planner.plan_table import plan_text

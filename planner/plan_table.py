@@ -24,7 +24,7 @@ def plan_rows(plan: Plan) -> list[Row]:
         ("mode", "training" if plan.training else "evaluation"),
         ("loss", plan.loss.location + (f": {plan.loss.note}" if plan.loss.note else "")),
         ("budget", _budget(plan)),
-        *((f"  {label}", format_bytes(size)) for label, size in plan.budget.covers),
+        *(("  covers", f"{format_bytes(size, short=True):>12}  {label}") for label, size in plan.budget.covers),
         *_memory(plan),
         *_price(plan),
         ("operators", _operators(plan)),

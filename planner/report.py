@@ -124,7 +124,7 @@ def _module_key(row: ModuleRow) -> Hashable:
 
 def _merge_modules(group: Sequence[ModuleRow]) -> ModuleRow:
     return ModuleRow(
-        label=fold_label([row.label for row in group]) or "(no module)",
+        label=fold_label([row.label for row in group]) or "(model itself)",
         modules=len(group),
         operators=sum(row.operators for row in group),
         recomputed_operators=sum(row.recomputed_operators for row in group),
@@ -230,7 +230,7 @@ def _alive_rows(graph: Graph, alive: Iterable[int]) -> tuple[AliveRow, ...]:
         producers = [graph.operators[graph.values[i].producer] for i in indices]
         rows.append(
             AliveRow(
-                label=fold_label([p.module for p in producers]) or "(no module)",
+                label=fold_label([p.module for p in producers]) or "(model itself)",
                 values=len(indices),
                 size_bytes=sum(graph.values[i].size_bytes for i in indices),
                 shape=first.shape,
