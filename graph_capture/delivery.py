@@ -22,8 +22,10 @@ class Delivery:
 
     **Fields:**
 
-    - `slice_ends`: operator indices after which gradients are handed over, increasing.
-    - `slice_of`: for each primal with a gradient the index of its slice; slice 0 is the first.
+    - `slice_ends`: operator indices after which gradients are handed over, increasing. Slice 0 belongs to AOTAutograd's
+      own node, the others to the token chain.
+    - `slice_of`: for each primal with a gradient the index of its slice; slice 0 is the first. Within a slice the
+      primals stand in the order in which eager would accumulate their gradients.
     - `undetachable`: primals that are written to or returned: their gradients come back through AOTAutograd's node.
     - `of_value`: for each value that is a gradient (operator after which it is delivered, bytes that autograd copies).
     - `gradient_bytes`: size of all `.grad` tensors together.
@@ -49,8 +51,12 @@ def plan_delivery(
     undetachable = _undetachable(joint) & complete.keys()
     floor = max((complete[p] for p in undetachable), default=-1)
     last_of_node = _last_of_autograd_node(joint, complete)
-    ends = sorted({max(last_of_node[p], floor) for p in complete})
-    slice_of = {p: ends.index(max(last_of_node[p], floor)) for p in complete}
+    # Without undetachable primals slice 0 is empty, and ends with the loss: what AOTAutograd's node returns comes in the
+    # order of its inputs, what the chain's nodes return in the order that is chosen here.
+    empty = [] if undetachable else [first_backward - 1]
+    ends = empty + sorted({max(last_of_node[p], floor) for p in complete})
+    ordered = sorted(complete, key=lambda p: (_passes_another_node(joint.gradients[p]), p))
+    slice_of = {p: ends.index(max(last_of_node[p], floor)) for p in ordered}
     of_value: dict[int, tuple[int, int]] = {}
     seen: set[fx.Node] = set()
     for primal in complete:
@@ -84,8 +90,22 @@ def _last_of_autograd_node(joint: Joint, complete: Mapping[int, int]) -> dict[in
     return last
 
 
+def _passes_another_node(gradient: fx.Node) -> bool:
+    """Whether a gradient goes through a further autograd node (a transpose, say) after the one that makes it.
+
+    Autograd accumulates what reaches its parameter directly before it runs any other node, so within one slice such a
+    gradient comes later.
+    """
+    return gradient.meta.get("seq_nr") != _maker(gradient).meta.get("seq_nr")
+
+
 def _sequence_number(gradient: fx.Node) -> int | None:
     """Autograd's sequence number of the node whose formula made a gradient, views of it left aside."""
+    return _maker(gradient).meta.get("seq_nr")
+
+
+def _maker(gradient: fx.Node) -> fx.Node:
+    """The node that makes the storage of a gradient."""
     node = gradient
     while len(node.all_input_nodes) == 1 and node.op == "call_function":
         source = node.all_input_nodes[0]
@@ -94,7 +114,7 @@ def _sequence_number(gradient: fx.Node) -> int | None:
         if storage_key(tensors_of(source)[0]) != storage_key(tensors_of(node)[0]):
             break
         node = source
-    return node.meta.get("seq_nr")
+    return node
 
 
 def _undetachable(joint: Joint) -> set[int]:

@@ -89,6 +89,10 @@ def cut(programs: Programs) -> tuple[Slice, ...]:
     return tuple(slices)
 
 
+def _nothing(_: list[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    return (), ()
+
+
 def _piece_of_each(body: list[fx.Node], ends: tuple[int, ...]) -> dict[fx.Node, int]:
     pieces: dict[fx.Node, int] = {}
     piece = 0
@@ -119,6 +123,8 @@ def _slice(
     for node in members:
         copies[node] = graph.node_copy(node, lambda n: copies[n])
     kept = [n for n in members if last_piece.get(n, -1) > piece]
+    if not members and not results:
+        return Slice(_nothing, (), (), ())
     returned = tuple(copies[r] if isinstance(r, fx.Node) else r for r in results)
     graph.output((returned, tuple(copies[n] for n in kept)))
     function = boxed(fx.GraphModule(module, graph, f"PlannedBackward{piece}"))
