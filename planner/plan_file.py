@@ -19,7 +19,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -253,7 +253,7 @@ def _parse(text: str) -> dict[str, Any]:
         raise PlanFileError(f"the file is {what} ({error}), so it is no plan. {_PLAN_AGAIN}") from error
     if not isinstance(data, dict):
         raise PlanFileError(f"the file holds a JSON {type(data).__name__}, not a plan. {_PLAN_AGAIN}")
-    return data
+    return cast(dict[str, Any], data)
 
 
 def _check_version(fields: Mapping[str, Any]) -> None:

@@ -6,11 +6,11 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from planner.errors import FactoryError
 
@@ -23,7 +23,7 @@ class Made:
 
     model: Any
     args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = field(default_factory=lambda: {})
     loss_fn: Callable[..., Any] | None = None
 
 
@@ -52,21 +52,27 @@ def _normalise(target: str, made: Any) -> Made:
     """Bring the forms that a factory may return into one. A dict of example inputs is keyword arguments."""
     if not isinstance(made, tuple):
         return Made(made)  # a model that knows its own inputs; the planner says so if it does not
-    if len(made) == 2:
-        model, inputs = made
-        if isinstance(inputs, Mapping):
-            return Made(model, (), dict(inputs))
-        return Made(model, tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,))
-    if len(made) not in (3, 4):
-        raise FactoryError(f"{target} returned {len(made)} things; it must return {_FORMS}")
-    model, args, kwargs, *rest = made
-    if not isinstance(args, (tuple, list)) or not isinstance(kwargs or {}, Mapping):
-        found = f"args of type {type(args).__name__} and kwargs of type {type(kwargs).__name__}"
+    parts = cast(tuple[Any, ...], made)
+    if len(parts) == 2:
+        return Made(parts[0], *_inputs(parts[1]))
+    if len(parts) not in (3, 4):
+        raise FactoryError(f"{target} returned {len(parts)} things; it must return {_FORMS}")
+    model, args, kwargs = parts[:3]
+    kwargs = {} if kwargs is None else kwargs
+    if not isinstance(args, (tuple, list)) or not isinstance(kwargs, Mapping):
+        found = f"args of type {type(parts[1]).__name__} and kwargs of type {type(parts[2]).__name__}"
         raise FactoryError(f"{target} returned {found}; it must return {_FORMS}")
-    loss_fn = rest[0] if rest else None
+    loss_fn = parts[3] if len(parts) == 4 else None
     if loss_fn is not None and not callable(loss_fn):
         raise FactoryError(f"{target} returned a loss_fn of type {type(loss_fn).__name__}, which cannot be called")
-    return Made(model, tuple(args), dict(kwargs or {}), loss_fn)
+    return Made(model, tuple(cast(Sequence[Any], args)), dict(cast(Mapping[str, Any], kwargs)), loss_fn)
+
+
+def _inputs(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of example inputs that were given as one thing."""
+    if isinstance(inputs, Mapping):
+        return (), dict(cast(Mapping[str, Any], inputs))
+    return (tuple(cast(Sequence[Any], inputs)) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
 
 
 def _load(place: str) -> ModuleType:

@@ -27,7 +27,7 @@ def plan(options: argparse.Namespace) -> int:
     budget = parse_budget(options.budget)
     _check_output(options.output)
     device = _device(options.device)
-    solver = {"solver": solver_class(options.solver)()} if options.solver else {}
+    solver = solver_class(options.solver)() if options.solver else None
     from planner.api import plan as make_plan
 
     made = make(options.target)
@@ -38,10 +38,10 @@ def plan(options: argparse.Namespace) -> int:
             made.args,
             made.kwargs,
             loss_fn=made.loss_fn,
+            solver=solver,
             device=device,
             time_limit_seconds=options.time_limit,
             gradient_accumulation=options.gradient_accumulation,
-            **solver,
         )
     except NoScheduleError as error:
         if options.json:
