@@ -58,7 +58,7 @@ def _normalise(target: str, made: Any) -> Made:
     if len(parts) not in (3, 4):
         raise FactoryError(f"{target} returned {len(parts)} things; it must return {_FORMS}")
     model, args, kwargs = parts[:3]
-    kwargs = {} if kwargs is None else kwargs
+    kwargs = cast(dict[str, Any], {}) if kwargs is None else kwargs
     if not isinstance(args, (tuple, list)) or not isinstance(kwargs, Mapping):
         found = f"args of type {type(parts[1]).__name__} and kwargs of type {type(parts[2]).__name__}"
         raise FactoryError(f"{target} returned {found}; it must return {_FORMS}")
