@@ -9,8 +9,9 @@ one place where it is not the paper's.
 twice between two first executions may be cheaper, or fit where no staged one does. On a graph whose operators have
 several in-place pairs the program uses the first pair only, and the scope of the bound says so.
 
-*Limits*: O(n²) binaries and O(n · edges) rows. The engine needs seconds up to about 100 operators, minutes up to a
-few hundred; `max_operators` refuses more before the memory is spent.
+*Limits*: O(n²) binaries and O(n · edges) rows. With one thread of HiGHS: seconds up to about 75 operators, half a
+minute at 185, and on a ResNet-50 of 353 no schedule in two minutes. `max_operators` refuses what is larger before the
+memory is spent.
 """
 
 from __future__ import annotations
