@@ -43,7 +43,9 @@ class Capture:
 
     - `graph`: operators and values of forward, loss and backward. `program_fingerprint`, `program_structure`: of
       the model's part alone, without prices and workspace; the same for planning and for running.
-    - `loss`: where the loss comes from. `eager_peak_bytes` (resident memory included) and how it is known.
+    - `loss`: where the loss comes from.
+    - `eager_peak_bytes`: resident memory included; `None` if eager cannot run on fake tensors, in which case the peak
+      of the store-all schedule is to stand in. `eager_peak_source` says which, and why.
     - `notes`: what the user should know: operators priced by bytes, workspace that was declared, the loss.
     """
 
@@ -51,7 +53,7 @@ class Capture:
     program_fingerprint: str
     program_structure: str
     loss: LossChoice
-    eager_peak_bytes: int
+    eager_peak_bytes: int | None
     eager_peak_source: str
     device: Device
     args: tuple[Any, ...]
@@ -240,8 +242,8 @@ def _eager_peak(
     mode: Any,
     workspace: WorkspaceModel,
     graph: Graph,
-) -> tuple[int, str]:
-    """Eager's peak on fake tensors; where the model cannot run on them, the store-all schedule's peak stands in."""
+) -> tuple[int | None, str]:
+    """Eager's peak on fake tensors, resident memory included; `None` and the reason where the model cannot run."""
 
     def loss_of(result: Any) -> torch.Tensor:
         if loss_fn is not None:
@@ -265,22 +267,8 @@ def _eager_peak(
         )
     except Exception as error:  # whatever user code raises on tensors without data
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return _store_all_peak(graph), f"store-all's peak: eager cannot run on fake tensors ({reason})"
+        return None, f"store-all's peak: eager cannot run on fake tensors ({reason})"
     return above + graph.resident_total_bytes, "one eager step on fake tensors"
-
-
-def _store_all_peak(graph: Graph) -> int:
-    """Peak of every operator once, each value released after its last use (an upper bound of the simulator's)."""
-    sizes = [v.size_bytes for v in graph.values]
-    last = [max(uses, default=graph.values[v].producer) for v, uses in enumerate(graph.uses)]
-    live = graph.resident_total_bytes + (graph.accumulated_gradient_bytes if graph.gradient_accumulation else 0)
-    peak = live
-    for index, operator in enumerate(graph.operators):
-        live += sum(sizes[v] for v in operator.outputs)
-        peak = max(peak, live + operator.workspace_bytes)
-        touched = {*operator.inputs, *operator.outputs}
-        live -= sum(sizes[v] for v in touched if last[v] == index and graph.values[v].kind == "activation")
-    return peak
 
 
 def _notes(graph: Graph, loss: LossChoice, workspace: WorkspaceModel) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from torch._functorch.aot_autograd import aot_module_simplified
 from torch._guards import TracingContext, tracing
 
 from graph_capture.errors import CaptureError
+from graph_capture.huggingface import as_in_eager
 from graph_capture.joint import Joint, partitioner
 from graph_capture.prepare import example_value, output_nodes, prepare
 
@@ -47,7 +48,7 @@ def dynamo_settings() -> Iterator[None]:
         "accumulated_recompile_limit": RECOMPILE_LIMIT * 8,
         known: set(getattr(config, known)) | _logging_functions(),
     }
-    with config.patch(settings):
+    with config.patch(settings), as_in_eager():
         yield
 
 

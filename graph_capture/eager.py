@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from graph_capture.huggingface import as_in_eager
 from graph_capture.workspace import WorkspaceModel
 
 LossOf = Callable[[Any], torch.Tensor]
@@ -82,7 +83,7 @@ def eager_peak_bytes(
         known = [*model.parameters(), *model.buffers(), *(p.grad for p in parameters if p.grad is not None)]
         known += [t for t in tree_leaves((args, dict(kwargs))) if isinstance(t, torch.Tensor)]
         try:
-            with StorageTracker(workspace, known) as tracker:
+            with as_in_eager(), StorageTracker(workspace, known) as tracker:
                 output = model(*args, **kwargs)
                 loss = loss_of(output)
                 loss.backward()

@@ -78,6 +78,10 @@ def plan(
         extra_bytes=extra_bytes,
     )
     capture_seconds = time.perf_counter() - started
+    if captured.eager_peak_bytes is None:
+        store_all = simulate(captured.graph, Schedule.store_all(captured.graph))
+        captured = dataclasses.replace(captured, eager_peak_bytes=store_all.peak_bytes)
+    assert captured.eager_peak_bytes is not None
     budget_bytes = wanted.resolve(captured.eager_peak_bytes)
     solution = solver.solve(captured.graph, budget_bytes)
     if solution.schedule is None:
@@ -103,7 +107,7 @@ def plan_of(
 ) -> Plan:
     """Put a solution and where it comes from into a plan."""
     graph = captured.graph
-    assert solution.schedule is not None
+    assert solution.schedule is not None and captured.eager_peak_bytes is not None
     simulation = simulate(graph, solution.schedule)
     store_all = simulate(graph, Schedule.store_all(graph))
     covers = [(label, size) for label, size in graph.resident_bytes.items() if size]
