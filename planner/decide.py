@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,7 +118,27 @@ class Decider:
             resident_bytes=resident,
             gradient_accumulation=settings["gradient_accumulation"],
         )
-        return round_allocations(graph, device)
+        return round_allocations(self._with_loss(graph), device)
+
+    def _with_loss(self, graph: Graph) -> Graph:
+        """The memory of the caller's loss, scaled from the plan's shapes to this call's: the loss is not seen here."""
+        at = next((i for i, o in enumerate(graph.operators) if o.phase == "loss"), None)
+        planned = self.plan.to_graph()
+        made = [v for o in planned.operators if o.phase == "loss" for v in o.outputs]
+        last = {v: max(planned.uses[v], default=planned.values[v].producer) for v in made}
+        handed = {v for v in made if planned.operators[last[v]].phase == "backward"}
+        before = sum(planned.values[v].size_bytes for v in handed)
+        if at is None or not before:
+            return graph
+        needed = 0
+        for index, operator in enumerate(planned.operators):
+            if operator.phase == "loss":
+                alive = (v for v in made if planned.values[v].producer <= index <= last[v])
+                needed = max(needed, operator.workspace_bytes + sum(planned.values[v].size_bytes for v in alive))
+        loss = graph.operators[at]
+        tangents = sum(graph.values[v].size_bytes for v in loss.outputs)
+        scaled = dataclasses.replace(loss, workspace_bytes=max(0, math.ceil(needed * tangents / before) - tangents))
+        return dataclasses.replace(graph, operators=(*graph.operators[:at], scaled, *graph.operators[at + 1 :]))
 
     def _replan(self, priced: Graph, bare: Graph) -> Schedule:
         chosen: dict[str, Any] = self.plan.settings["solver"]
