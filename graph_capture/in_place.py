@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graph_capture.joint import is_random, storage_key, tensors_of
+from graph_capture.joint import UNCERTAIN_LAYOUT, is_random, storage_key, tensors_of
 
 COMMUTATIVE = ("aten::add.Tensor", "aten::mul.Tensor")
 
@@ -65,7 +65,7 @@ def _in_place_overload(node: fx.Node) -> Any:
 
 def _fits(node: fx.Node, argument: Any, output: torch.Tensor) -> bool:
     """Whether `argument` fills its storage, looks like `output`, and shares its storage with no other argument."""
-    if not isinstance(argument, fx.Node) or argument.op != "call_function":
+    if not isinstance(argument, fx.Node) or argument.op != "call_function" or argument.meta.get(UNCERTAIN_LAYOUT):
         return False
     tensors = tensors_of(argument)
     if len(tensors) != 1:

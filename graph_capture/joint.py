@@ -20,6 +20,7 @@ from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
+UNCERTAIN_LAYOUT = "uncertain_layout"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ def normalise(module: fx.GraphModule, num_forward_outputs: int) -> Joint:
     _drop_clones(graph)
     graph.eliminate_dead_code(is_impure_node=_must_stay)
     _advance_writes(graph)
+    _mark_uncertain_layouts(graph)
     graph.lint()
     output = next(iter(graph.find_nodes(op="output")))
     outputs = tuple(output.args[0])
@@ -148,6 +150,30 @@ def _advance_writes(graph: fx.Graph) -> None:
 
 def _reads(node: fx.Node, key: int) -> bool:
     return any(storage_key(t) == key for i in node.all_input_nodes for t in tensors_of(i))
+
+
+def _mark_uncertain_layouts(graph: fx.Graph) -> None:
+    """Mark nodes whose recorded strides may not be those of the kernel.
+
+    Batch normalisation of an input that is neither contiguous nor channels-last is recorded with the input's strides,
+    the CPU kernel returns a contiguous result. Pointwise operators inherit the strides until one of them reads a
+    second tensor of known layout, and then the recorded result still holds, but working in place would not.
+    """
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        if "_native_batch_norm_legit" in str(node.target):
+            node.meta[UNCERTAIN_LAYOUT] = not any(
+                tensors_of(node.all_input_nodes[0])[0].is_contiguous(memory_format=form)
+                for form in _formats(tensors_of(node.all_input_nodes[0])[0].dim())
+            )
+        else:
+            node.meta[UNCERTAIN_LAYOUT] = any(n.meta.get(UNCERTAIN_LAYOUT, False) for n in node.all_input_nodes)
+
+
+def _formats(dimensions: int) -> tuple[torch.memory_format, ...]:
+    known = {4: (torch.channels_last,), 5: (torch.channels_last_3d,)}
+    return (torch.contiguous_format, *known.get(dimensions, ()))
 
 
 def partitioner(sink: Callable[[Joint], tuple[fx.GraphModule, fx.GraphModule]]) -> Callable[..., Any]:
