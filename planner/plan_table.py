@@ -61,7 +61,8 @@ def format_seconds(seconds: float) -> str:
 
 def _budget(plan: Plan) -> str:
     size = format_bytes(plan.budget_bytes)
-    return f"{plan.budget.requested} = {size}" if plan.budget.requested != size else size
+    said_already = plan.budget.requested in (size, f"{plan.budget_bytes:,} bytes")
+    return size if said_already else f"{plan.budget.requested} = {size}"
 
 
 def _memory(plan: Plan) -> list[Row]:
