@@ -25,7 +25,7 @@ from graph_capture.joint import Joint, partitioner
 from graph_capture.prepare import differentiable_outputs, prepare
 from planner.emit import Programs, emit
 from planner.slices import boxed, cut
-from planner.tokens import Call, UnplannedOutput, call_of, start_call
+from planner.tokens import UnplannedOutput, start_call, token_gradient
 from solvers.schedule import Schedule
 
 Decide = Callable[[Joint], tuple[Graph, Binding, Schedule]]
@@ -82,11 +82,11 @@ class PlannedBackend:
             return run_first_slice
 
         def run_first_slice(arguments: list[Any]) -> tuple[Any, ...]:
-            call = call_of(arguments[token_slot])
             state = dict(enumerate(arguments))
             arguments.clear()
-            call.slices[0].run_into(state, results := [None] * n_gradients)
-            call.state = state if len(call.slices) > 1 else None
+            results: list[Any] = [None] * n_gradients
+            slices[0].run_into(state, results)
+            results[0] = token_gradient(state)
             return tuple(results)
 
         run_first_slice._boxed_call = True  # type: ignore[attr-defined]
@@ -103,13 +103,11 @@ class PlannedBackend:
         ((binding, programs),) = emitted
         slices = cut(programs)
         n_gradients = len(binding.joint.gradients)
-        placeholders = programs.backward.graph.find_nodes(op="placeholder")
-        token_slot = [n.name for n in placeholders].index(binding.joint.primals[0].name)
         later, late = _later_slices(binding)
         detached = prepared.detached_outputs
 
         def run(*arguments: Any) -> Any:
-            results = list(compiled(*start_call(Call(slices), arguments, later, late)))
+            results = list(compiled(*start_call(slices, arguments, later, late)))
             if detached:
                 anchor = torch.zeros((), requires_grad=True)
                 for position in detached:

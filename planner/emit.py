@@ -117,7 +117,6 @@ class _Emitter:
             placeholder = _placeholder(self.backward.graph, tangent)
             self.anchor = self.anchor or placeholder
             self.backward.define(tangent, placeholder)
-        self._import_as(self.joint.primals[0], self.forward.get(self.joint.primals[0]))  # the token, always first
 
     def _step(self, program: _Program, states: dict[int, fx.Node], step: Any) -> int:
         if not isinstance(step, Compute):

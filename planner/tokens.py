@@ -3,17 +3,16 @@
 A compiled backward is one autograd node, which returns every gradient at its end. Gradient accumulation then holds a
 second copy of all gradients, DDP loses its overlap, and optimizers in the backward find nothing to free. Here each
 slice of the backward is an autograd node of its own. The nodes are threaded on a zero-dimensional *token*, so that
-autograd runs them in order: AOTAutograd's node runs slice 0 and leaves the rest of the state in the *call record*;
-every later node runs its slice on that state and returns its gradients at once.
+autograd runs them in order: AOTAutograd's node runs slice 0, every later node runs its slice and returns its gradients
+at once.
 
-The token's content is the number of the call: several calls may be in flight (two losses, two micro-batches before a
-backward), and each finds its own record through it.
+What later slices need travels with the token's gradient, as an attribute of that tensor: it finds its way along the
+edges of the autograd graph. So several calls may be in flight (two losses, two micro-batches before a backward), a
+backward may run twice (`retain_graph`), and what a backward that ends early leaves behind is released with the tensor.
 """
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,54 +21,40 @@ import torch
 from planner.errors import RewriteError
 from planner.slices import Slice, State
 
-
-class Call:
-    """State of one call of the rewritten model between its forward and the end of its backward."""
-
-    def __init__(self, slices: Sequence[Slice]) -> None:
-        self.slices = slices
-        self.state: State | None = None
-        self.number = next(_numbers)
-        _calls[self.number] = self
+_STATE = "_planned_state"
 
 
-_numbers = itertools.count()
-_calls: weakref.WeakValueDictionary[int, Call] = weakref.WeakValueDictionary()
-
-
-def call_of(token: torch.Tensor) -> Call:
-    """The record of the call that a saved token belongs to."""
-    number = int(token.item())
-    call = _calls.get(number)
-    if call is None:
-        raise RewriteError("the backward of a planned model runs after its call record is gone; please report this")
-    return call
+def token_gradient(state: State) -> torch.Tensor:
+    """The token's gradient that carries the state of one backward to the next slice."""
+    gradient = torch.zeros((), dtype=torch.float64)
+    setattr(gradient, _STATE, state)
+    return gradient
 
 
 class SliceNode(torch.autograd.Function):
     """Autograd node of one slice: takes the token and the tensors whose gradients the slice makes; gives the token."""
 
     @staticmethod
-    def forward(ctx: Any, call: Call, number: int, token: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, piece: Slice, token: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
         """Only the edges matter: nothing is computed."""
-        ctx.call, ctx.number = call, number
+        ctx.piece = piece
         ctx.set_materialize_grads(False)
         return token.detach()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, token_gradient: Any) -> tuple[Any, ...]:
-        """Run the slice on the call's state."""
-        call = ctx.call
-        if call.state is None:
+    def backward(ctx: Any, gradient: Any) -> tuple[Any, ...]:
+        """Run the slice on the state that the slice before it left, and pass the state on."""
+        state = getattr(gradient, _STATE, None)
+        if state is None:
             raise RewriteError(
-                "a slice of a planned backward runs before the slices that it depends on: gradients were asked for "
-                "twice without retain_graph=True, or through a part of the graph alone"
+                "a slice of a planned backward got no state from the slice before it: something between them replaced "
+                "the token's gradient. Planned models do not support tensor hooks on internal edges; please report this."
             )
-        gradients = call.slices[ctx.number].run(call.state)
-        if ctx.number == len(call.slices) - 1:
-            call.state = None
-        return (None, None, None, *gradients)
+        # The program holds every cast that autocast made; a backward that is called inside of autocast must not add any.
+        with torch._C._DisableAutocast():
+            gradients = ctx.piece.run(state)
+        return (None, gradient, *gradients)
 
 
 class UnplannedOutput(torch.autograd.Function):
@@ -94,14 +79,17 @@ class UnplannedOutput(torch.autograd.Function):
 
 
 def start_call(
-    call: Call, arguments: Sequence[Any], later: Sequence[tuple[int, tuple[int, ...]]], late: frozenset[int]
+    slices: Sequence[Slice],
+    arguments: Sequence[Any],
+    later: Sequence[tuple[int, tuple[int, ...]]],
+    late: frozenset[int],
 ) -> list[Any]:
     """Thread the token chain and return the arguments of AOTAutograd's callable: the token, then `arguments`.
 
     `later` lists (slice number, positions in `arguments` whose gradients it makes) for every slice but the first;
     `late` is the set of all those positions. They enter detached, since their gradients come through the chain.
     """
-    token = torch.tensor(float(call.number), dtype=torch.float64, requires_grad=True)
+    token = torch.zeros((), dtype=torch.float64, requires_grad=True)
     for number, positions in later:
-        token = SliceNode.apply(call, number, token, *[arguments[p] for p in positions])  # type: ignore[assignment]
+        token = SliceNode.apply(slices[number], token, *[arguments[p] for p in positions])  # type: ignore[assignment]
     return [token, *(a.detach() if i in late else a for i, a in enumerate(arguments))]
