@@ -73,7 +73,8 @@ class Annealer:
         n_values = len(self.graph.values)
         scratch = (np.empty(length + 1, np.int64), np.empty(n_values, np.bool_), np.empty(n_values, np.int64))
         replayed = np.zeros(len(self.graph), np.bool_)
-        percent, peak, _ = kernel.memory(self.tables, sequence, length, 1 << 62, *scratch, replayed, profile)
+        percent = kernel.price(self.tables, sequence, length, scratch[0])
+        peak, _ = kernel.memory(self.tables, sequence, length, 1 << 62, *scratch, replayed, profile, 0.0, 0.0, 0.0)
         return float(percent), int(peak), profile.tolist()
 
     def polish(self, order: Sequence[int], budget_bytes: int) -> list[int]:

@@ -177,6 +177,11 @@ class EnginePool:
             if time.monotonic() >= until and any(w is not None and w.busy for w in self._workers.values()):
                 return None
 
+    def answered(self) -> bool:
+        """Whether :meth:`poll` would have something to read; never blocks."""
+        busy = [w for w in self._workers.values() if w is not None and w.busy]
+        return len(busy) < len(self._workers) or bool(_readable(busy, 0.0)) or time.monotonic() > self._deadline
+
     def solve(self, model: bytes, limits: Limits) -> Answer:
         """Submit and wait."""
         self.submit(model, limits)

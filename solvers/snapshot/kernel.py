@@ -70,14 +70,17 @@ def _program(t: Tables, firsts: int, index: int) -> int:
 
 
 @njit(cache=True)
-def _mark_firsts(seq: np.ndarray, length: int, firsts: np.ndarray) -> None:
-    """firsts[p] = number of first executions before position p."""
+def price(t: Tables, seq: np.ndarray, length: int, firsts: np.ndarray) -> float:
+    """Recomputed percent of a sequence; fills firsts[p] = number of first executions before position p."""
     count = 0
+    cost = 0.0
     for p in range(length):
         firsts[p] = count
         if seq[p] == count:
             count += 1
-    firsts[length] = count
+        else:
+            cost += t.cost[seq[p]]
+    return cost
 
 
 @njit(cache=True)
@@ -91,16 +94,19 @@ def memory(
     taken_at: np.ndarray,
     replayed: np.ndarray,
     profile: np.ndarray,
-) -> tuple[float, int, float]:
-    """Fill `profile` with the bytes at each execution; returns (recomputed percent, peak bytes, excess bytes · runs).
+    peak_price: float,
+    excess_price: float,
+    most: float,
+) -> tuple[int, float]:
+    """Fill `profile` with the bytes at each execution; returns (peak bytes, excess bytes summed over executions).
 
-    `firsts`, `wanted`, `taken_at` and `replayed` are scratch; `replayed` comes and goes all False.
+    `firsts` comes from :func:`price`; `wanted`, `taken_at` and `replayed` are scratch, `replayed` comes all False.
+    Stops early, and returns what it has, once peak_price · excess of the peak + excess_price · sum is above `most`.
     """
-    _mark_firsts(seq, length, firsts)
     wanted[:] = t.stays
     taken_at[:] = -1
     live, states = 0, 0
-    cost, peak, excess = 0.0, 0, 0.0
+    peak, excess = 0, 0.0
     program = BACKWARD
     n_taken = 0
     for p in range(length - 1, -1, -1):
@@ -161,14 +167,16 @@ def memory(
                 states -= t.random_state[o]
         else:
             instant += t.afterwards[firsts[p] - 1] + t.workspace[o] + t.random_state[o]
-            cost += t.cost[o]
         profile[p] = instant
         if instant > peak:
             peak = instant
         if instant > budget:
             excess += instant - budget
+            if peak_price * (peak - budget) + excess_price * excess > most:
+                replayed[:] = False
+                return peak, excess
         live += gone - made + dying
-    return cost, peak, excess
+    return peak, excess
 
 
 @njit(cache=True)
@@ -193,7 +201,10 @@ def drop_needless(t: Tables, seq: np.ndarray, length: int, budget: int) -> int:
             shift += gone[other]
         candidate[:length] = seq[:length]
         shorter = _erase(candidate, length, positions[q] - shift, 1)
-        _, peak, _ = memory(t, candidate, shorter, budget, firsts, wanted, taken_at, replayed, profile)
+        price(t, candidate, shorter, firsts)
+        peak, _ = memory(
+            t, candidate, shorter, budget, firsts, wanted, taken_at, replayed, profile, 0.0, 1.0, 0.0
+        )  # fmt: skip
         if peak <= budget:
             seq[:shorter] = candidate[:shorter]
             length = shorter
@@ -355,9 +366,12 @@ def walk(
     positions = np.empty(capacity, np.int64)
     block = np.empty(16, np.int64)
     candidate = np.empty_like(seq)
-    cost, peak, excess = memory(t, seq, length, budget, firsts, wanted, taken_at, replayed, profile)
+    cost = price(t, seq, length, firsts)
+    peak, excess = memory(t, seq, length, budget, firsts, wanted, taken_at, replayed, profile, 0.0, 0.0, 0.0)
     scale = 1.0 / max(1, budget)
-    energy = cost + (peak_price * max(0, peak - budget) + excess_price * excess) * scale
+    peak_price *= scale  # from here on per byte
+    excess_price *= scale
+    energy = cost + peak_price * max(0, peak - budget) + excess_price * excess
     if peak <= budget and cost < best_cost:
         best[:length] = seq[:length]
         best_length, best_cost = length, cost
@@ -366,9 +380,17 @@ def walk(
         proposed = _propose(t, rng, candidate, length, block, positions)
         if proposed < 0:
             continue
-        cost, peak, excess = memory(t, candidate, proposed, budget, firsts, wanted, taken_at, replayed, profile)
-        after = cost + (peak_price * max(0, peak - budget) + excess_price * excess) * scale
-        if after <= energy or random_unit(rng) < np.exp((energy - after) / temperature):
+        # the Metropolis rule with its random number drawn first: most candidates are refused before all is counted
+        acceptable = energy - temperature * np.log(max(1e-300, random_unit(rng)))
+        cost = price(t, candidate, proposed, firsts)
+        if cost > acceptable:
+            continue
+        most = acceptable - cost
+        peak, excess = memory(
+            t, candidate, proposed, budget, firsts, wanted, taken_at, replayed, profile, peak_price, excess_price, most
+        )
+        after = cost + peak_price * max(0, peak - budget) + excess_price * excess
+        if after <= acceptable:
             seq[:proposed] = candidate[:proposed]
             length, energy = proposed, after
             if peak <= budget and cost < best_cost - 1e-12:

@@ -41,7 +41,7 @@ def _solve(header: dict[str, Any], model: bytes) -> tuple[dict[str, Any], bytes]
         random_seed=header["seed"],
     )
     if header["engine"] == "HIGHS":  # its thread count is global, and refused as a common parameter
-        highs = cast("Any", parameters.highs)  # its stub has the types of the maps wrong
+        highs: Any = cast("Any", parameters.highs)  # its stub has the types of the maps wrong
         highs.int_options["threads"] = 1
         highs.bool_options["output_flag"] = False
     else:

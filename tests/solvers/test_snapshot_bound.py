@@ -13,8 +13,8 @@ from solvers.schedule import Schedule
 from solvers.simulator import simulate
 from solvers.snapshot.engine import Answer, EnginePool, Limits, Outcome
 from solvers.snapshot.reduction import reduce
-from solvers.snapshot.refinement import BOUND_MARGIN_PERCENT
 from solvers.snapshot.relaxation import PERCENT, build
+from solvers.snapshot.search import BOUND_MARGIN_PERCENT
 from tests.solvers.brute_force import BruteForce
 from tests.solvers.random_graphs import EVERYTHING, PLAIN, Features, random_graph
 

@@ -1,0 +1,307 @@
+"""The loop of snapshot refinement: relax, solve, lift, judge, mend, and ask at more instants."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from graph_capture.graph import Graph
+from solvers.schedule import Schedule, outside_loss
+from solvers.simulator import Simulation, simulate
+from solvers.snapshot.anneal import Annealed, Annealer, Cooling
+from solvers.snapshot.engine import Answer, EnginePool, Limits, Outcome
+from solvers.snapshot.lift import lift
+from solvers.snapshot.reduction import Reduction
+from solvers.snapshot.relaxation import PERCENT, Relaxation, build
+
+if TYPE_CHECKING:
+    from solvers.snapshot.refinement import SnapshotRefinement
+
+BOUND_MARGIN_PERCENT = 1e-4
+"""Subtracted from every dual bound: the engines' dual feasibility tolerance (1e-7 per column), with room to spare."""
+
+ALL_ROWS_LIMIT = 500
+"""Up to so many operators every position has a memory row from the start; above, rows come where they are violated."""
+
+INSTANTS_PER_ROUND, INSTANTS_APART = 4, 8
+
+MENDABLE = 1.6
+"""A lifted sequence whose peak is below this multiple of the budget is worth annealing."""
+
+REPAIRABLE, REPAIRABLE_AT_A_LIMIT, REPAIRS_PER_ROUND = 1.1, 1.01, 3
+"""A lifted sequence below this multiple of the budget is first repaired by charging its excess to the MILP; where the
+MILP was stopped by its limit, only a very small excess is worth another one."""
+
+SURCHARGE_STEP = 3e-4
+"""Least surcharge, as a fraction of the budget: less than a value's size would change nothing."""
+
+NODES_PER_ROUND, MOVES_PER_ROUND = 500, 20_000
+"""Deterministic work of one round under a `work_limit`."""
+
+FLOOR_FACTORS = (1.0, 1.03, 1.1, 1.25, 1.5)
+"""Multiples of the largest budget known to be impossible at which a schedule is looked for."""
+
+MENDING = Cooling()
+POLISHING = Cooling(first_temperature=0.1, first_price=100.0, last_price=1000.0)
+
+
+@dataclass
+class Search:
+    """One solve under way; percent means percent of the store-all step."""
+
+    options: SnapshotRefinement
+    reduction: Reduction
+    budget_bytes: int
+    baseline: Simulation
+    pool: EnginePool
+    began: float
+    lower_bound: float = 0.0
+    best_percent: float = math.inf
+    best: list[int] | None = None
+    best_peak_bytes: int = 0
+    infeasible: bool = False
+    smallest_peak_bytes: int = 0
+    relative_gap: float = 1e-2
+    rounds: int = 0
+    hit_limit: bool = False
+    surcharge_bytes: dict[int, int] = field(default_factory=dict[int, int])
+    trace: list[str] = field(default_factory=list[str])
+
+    def __post_init__(self) -> None:
+        self.graph = self.reduction.graph
+        self.smallest_peak_bytes = self.baseline.peak_bytes
+        start = max(0, self.graph.last_forward)
+        if start == len(self.graph) - 1:  # there is no backward pass
+            start = 0
+        profile = self.baseline.timeline_bytes
+        self.instants = {0, max(range(start, len(profile)), key=profile.__getitem__)}
+        self.rows: set[int] | None = set() if len(self.graph) > ALL_ROWS_LIMIT else None
+        self.annealer = Annealer(self.graph) if find_spec("numba") else None
+        self.unmended: list[int] | None = None  # the last lifted sequence that did not fit, but not by far
+
+    # ---------------------------------------------------------------- limits
+
+    def remaining_seconds(self) -> float:
+        """Seconds until the time limit."""
+        return self.options.time_limit_seconds - (time.monotonic() - self.began)
+
+    def reached(self, percent: float) -> bool:
+        """Whether an overhead is as close to the lower bound as was asked for."""
+        return percent - self.lower_bound <= PERCENT * self.options.gap
+
+    def closed(self) -> bool:
+        """Whether the best schedule has the gap that was asked for."""
+        return self.reached(self.best_percent)
+
+    def exhausted(self) -> bool:
+        """Whether a limit is reached; remembers it for the solution."""
+        limit = self.options.work_limit
+        self.hit_limit = self.remaining_seconds() <= 0.0 or (limit is not None and self.rounds >= limit)
+        return self.hit_limit
+
+    def log(self, text: str) -> None:
+        """Add a line to the trace."""
+        seconds = time.monotonic() - self.began
+        gap = f"{self.lower_bound:.3f} .. {self.best_percent:.3f}"
+        self.trace.append(f"{seconds:7.2f} s  round {self.rounds}  [{gap}]  {text}")
+
+    # ---------------------------------------------------------------- the loop
+
+    def run(self) -> None:
+        """Refine until the gap is closed, the budget is proven infeasible, or a limit is reached."""
+        while not self.exhausted() and not self.closed():
+            self.rounds += 1
+            relaxation = build(self.reduction, self.budget_bytes, self.instants, self.rows)
+            answer = self.ask(relaxation)
+            if answer.outcome is Outcome.INFEASIBLE:
+                self.infeasible = True
+                return
+            if math.isfinite(answer.dual_bound):
+                self.lower_bound = max(self.lower_bound, answer.dual_bound - BOUND_MARGIN_PERCENT)
+            over = self.learn(self.lifted(relaxation, answer), answer) if answer.has_point else {}
+            if not self.closed() and not self.refine(over, answer):
+                self.polish_further()
+
+    def ask(self, relaxation: Relaxation, most_seconds: float = math.inf, relative_gap: float | None = None) -> Answer:
+        """Solve one relaxation, loosely: its bound and its point both only have to be good enough to go on."""
+        share = max(3.0, 0.3 * self.options.time_limit_seconds)
+        limits = Limits(
+            time_limit_seconds=max(0.1, min(share, most_seconds, self.remaining_seconds())),
+            relative_gap=self.relative_gap if relative_gap is None else relative_gap,
+            absolute_gap=max(1e-6, 0.1 * PERCENT * self.options.gap),
+            seed=self.options.seed,
+        )
+        if self.options.work_limit is not None:
+            seconds = max(0.1, self.remaining_seconds())
+            limits = dataclasses.replace(limits, node_limit=NODES_PER_ROUND, time_limit_seconds=seconds)
+        self.pool.submit(relaxation.program.serialized(), limits)
+        answer = self.pool.poll(0.3)
+        while answer is None:
+            self.use_the_time(limits.time_limit_seconds)
+            answer = self.pool.poll(0.2)
+        self.log(
+            f"MILP {len(relaxation.program.costs)} columns, {len(relaxation.program.row_lower)} rows, "
+            f"{len(relaxation.instants)} instants: {answer.outcome.name} {answer.objective:.3f} "
+            f"(bound {answer.dual_bound:.3f}) by {answer.engine} in {answer.seconds:.2f} s"
+        )
+        return answer
+
+    def use_the_time(self, most_seconds: float) -> None:
+        """Anneal while an engine works; not under a work limit, where nothing may depend on the clock."""
+        if self.options.work_limit is not None:
+            return
+        start, cooling = (self.unmended, MENDING) if self.unmended is not None else (self.best, POLISHING)
+        if start is not None:
+            self.unmended = None
+            self.anneal(start, cooling, min(0.12 * self.options.time_limit_seconds, most_seconds), in_between=True)
+
+    def lifted(self, relaxation: Relaxation, answer: Answer) -> list[int]:
+        """The better of the two lifts of a point: the cheaper one of those that fit, else the one with less excess."""
+        orders = [lift(self.reduction, relaxation, answer.columns, early_drops=early) for early in (False, True)]
+        if orders[0] == orders[1]:
+            return orders[0]
+
+        def rank(order: list[int]) -> tuple[int, float]:
+            simulation = self.consider(order)
+            excess = max(0, simulation.peak_bytes - self.budget_bytes)
+            return excess, simulation.recomputed_seconds
+
+        return min(orders, key=rank)
+
+    def learn(self, order: list[int], answer: Answer) -> dict[int, int]:
+        """Judge a lifted sequence and mend it; returns where it went over the budget, with the bytes there."""
+        simulation = self.consider(order)
+        ratio = simulation.peak_bytes / self.budget_bytes
+        over = positions_over(self.graph, order, simulation, self.budget_bytes)
+        self.log(f"lifted: {percent_of(self.graph, simulation):.3f} % at {ratio:.5f} of the budget")
+        if 1.0 < ratio < (REPAIRABLE if answer.outcome is Outcome.OPTIMAL else REPAIRABLE_AT_A_LIMIT):
+            self.repair(over)
+        if ratio > 1.0 and not self.closed() and (ratio < MENDABLE or self.rounds > 4):
+            self.unmended = order
+            if ratio < REPAIRABLE or self.best is None:
+                self.anneal(order, MENDING, max(1.0, 0.12 * self.options.time_limit_seconds))
+        return over
+
+    def repair(self, over: dict[int, int]) -> None:
+        """Charge what a lifted sequence had too much to the positions where it had it, and solve and lift again.
+
+        The excess comes from what the relaxation does not count: tiny values, and bursts of recomputation.
+        """
+        for _ in range(REPAIRS_PER_ROUND):
+            if not over or self.remaining_seconds() <= 0.0:
+                return
+            for j, live in over.items():
+                charged = self.surcharge_bytes.get(j, 0)  # where charging the excess did not help, charge more and more
+                excess = live - self.budget_bytes + int(SURCHARGE_STEP * self.budget_bytes)
+                self.surcharge_bytes[j] = max(3 * charged, charged + excess)
+            rows = None if self.rows is None else self.rows | set(self.surcharge_bytes)
+            relaxation = build(self.reduction, self.budget_bytes, self.instants, rows, self.surcharge_bytes)
+            answer = self.ask(relaxation, most_seconds=max(2.0, 0.1 * self.options.time_limit_seconds))
+            if not answer.has_point:
+                self.surcharge_bytes.clear()
+                return
+            order = self.lifted(relaxation, answer)
+            simulation = self.consider(order)
+            self.log(f"repaired: {percent_of(self.graph, simulation):.3f} %, {simulation.peak_bytes} bytes")
+            over = positions_over(self.graph, order, simulation, self.budget_bytes)
+
+    def consider(self, order: list[int]) -> Simulation:
+        """Simulate a sequence, and take it if it is the best that fits."""
+        simulation = simulate(self.graph, Schedule.from_order(self.graph, order))
+        self.smallest_peak_bytes = min(self.smallest_peak_bytes, simulation.peak_bytes)
+        percent = percent_of(self.graph, simulation)
+        if simulation.peak_bytes <= self.budget_bytes and percent < self.best_percent:
+            self.best, self.best_percent, self.best_peak_bytes = list(order), percent, simulation.peak_bytes
+        return simulation
+
+    def anneal(self, order: list[int], cooling: Cooling, seconds: float, in_between: bool = False) -> None:
+        """Anneal until the gap is closed or the time is over; `in_between`, also until an engine answers."""
+        seconds = min(seconds, self.remaining_seconds())
+        if self.annealer is None or seconds <= 0.0:
+            return
+        result = self.annealer.anneal(
+            order,
+            self.budget_bytes,
+            seed=self.options.seed + self.rounds,
+            cooling=cooling,
+            seconds=seconds,
+            moves=MOVES_PER_ROUND if self.options.work_limit is not None else None,
+            stop=lambda percent: (
+                self.reached(percent) or self.remaining_seconds() <= 0.0 or (in_between and self.pool.answered())
+            ),
+        )
+        self.take(result)
+        self.log(f"annealed: {result.percent:.3f} % after {result.moves} moves")
+
+    def take(self, result: Annealed) -> None:
+        """Polish and judge what annealing has found."""
+        assert self.annealer is not None
+        if result.best is None:
+            self.consider(result.last)
+        else:
+            self.consider(self.annealer.polish(result.best, self.budget_bytes))
+
+    def refine(self, over: dict[int, int], answer: Answer) -> bool:
+        """Add the worst positions, apart from each other, as instants, and rows at local maxima."""
+        if answer.has_point and answer.objective - answer.dual_bound > 0.5 * (self.best_percent - self.lower_bound):
+            self.relative_gap = max(self.relative_gap / 2, 1e-5)
+        fresh: list[int] = []
+        for j in sorted(over, key=lambda j: -over[j]):
+            if j not in self.instants and all(abs(j - other) > INSTANTS_APART for other in fresh):
+                fresh.append(j)
+            if len(fresh) == INSTANTS_PER_ROUND:
+                break
+        self.instants.update(fresh)
+        if self.rows is not None:
+            near = (-3, -2, -1, 1, 2, 3)
+            self.rows |= {j for j in over if all(over[j] >= over.get(j + d, 0) for d in near)}
+        return bool(fresh)
+
+    def polish_further(self) -> None:
+        """Nothing new to ask: a tighter MILP next time, and the schedule at hand is annealed once more."""
+        self.relative_gap = max(self.relative_gap / 2, 1e-5)
+        if self.best is not None and not self.exhausted():
+            self.anneal(self.best, POLISHING, max(1.0, 0.2 * self.options.time_limit_seconds))
+
+    # ---------------------------------------------------------------- infeasible budgets
+
+    def look_for_a_larger_budget(self, floor_bytes: int) -> None:
+        """A quick look for the smallest budget that works: one loose MILP and one lift at each of a few sizes."""
+        impossible = max(floor_bytes, self.budget_bytes)
+        most_seconds = 0.1 * self.options.time_limit_seconds
+        for factor in FLOOR_FACTORS:
+            size_bytes = int(impossible * factor)
+            if size_bytes >= self.smallest_peak_bytes or self.remaining_seconds() <= 0.0:
+                return
+            relaxation = build(self.reduction, size_bytes, self.instants, self.rows)
+            answer = self.ask(relaxation, most_seconds, relative_gap=5e-2)
+            if answer.has_point:
+                simulation = self.consider(lift(self.reduction, relaxation, answer.columns))
+                self.log(f"with {size_bytes} bytes: a schedule that needs {simulation.peak_bytes}")
+
+
+def percent_of(graph: Graph, simulation: Simulation) -> float:
+    """Recomputed seconds in percent of the store-all step."""
+    return PERCENT * simulation.recomputed_seconds / graph.step_seconds if graph.step_seconds else 0.0
+
+
+def positions_over(graph: Graph, order: list[int], simulation: Simulation, budget_bytes: int) -> dict[int, int]:
+    """Captured position -> bytes where a sequence exceeds the budget; a burst counts for the operator behind it."""
+    executions = outside_loss(graph, order)
+    seen: set[int] = set()
+    is_first: list[bool] = []
+    for index in executions:
+        is_first.append(index not in seen)
+        seen.add(index)
+    over: dict[int, int] = {}
+    current = len(graph) - 1
+    for position in range(len(executions) - 1, -1, -1):
+        if is_first[position]:
+            current = executions[position]
+        if (live := simulation.timeline_bytes[position]) > budget_bytes:
+            over[current] = max(over.get(current, 0), live)
+    return over
