@@ -19,6 +19,8 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map
 
+from graph_capture.errors import CaptureError
+
 aten = torch.ops.aten
 UNCERTAIN_LAYOUT = "uncertain_layout"
 
@@ -48,7 +50,7 @@ def normalise(module: fx.GraphModule, num_forward_outputs: int) -> Joint:
     _drop_clones(graph)
     graph.eliminate_dead_code(is_impure_node=_must_stay)
     _advance_writes(graph)
-    _mark_uncertain_layouts(graph)
+    _allow_for_uncertain_layouts(graph)
     graph.lint()
     output = next(iter(graph.find_nodes(op="output")))
     outputs = tuple(output.args[0])
@@ -152,23 +154,27 @@ def _reads(node: fx.Node, key: int) -> bool:
     return any(storage_key(t) == key for i in node.all_input_nodes for t in tensors_of(i))
 
 
-def _mark_uncertain_layouts(graph: fx.Graph) -> None:
-    """Mark nodes whose recorded strides may not be those of the kernel.
+def _allow_for_uncertain_layouts(graph: fx.Graph) -> None:
+    """Mark nodes whose recorded strides may not be those of the kernel, and let their views copy where they must.
 
     Batch normalisation of an input that is neither contiguous nor channels-last is recorded with the input's strides,
-    the CPU kernel returns a contiguous result. Pointwise operators inherit the strides until one of them reads a
-    second tensor of known layout, and then the recorded result still holds, but working in place would not.
+    but the CPU kernel returns a contiguous result. What is computed from it may inherit either.
     """
     for node in graph.nodes:
         if node.op != "call_function":
             continue
+        uncertain = any(n.meta.get(UNCERTAIN_LAYOUT, False) for n in node.all_input_nodes)
         if "_native_batch_norm_legit" in str(node.target):
-            node.meta[UNCERTAIN_LAYOUT] = not any(
-                tensors_of(node.all_input_nodes[0])[0].is_contiguous(memory_format=form)
-                for form in _formats(tensors_of(node.all_input_nodes[0])[0].dim())
+            normalised = tensors_of(node.all_input_nodes[0])[0]
+            uncertain = not any(normalised.is_contiguous(memory_format=f) for f in _formats(normalised.dim()))
+        node.meta[UNCERTAIN_LAYOUT] = uncertain
+        if uncertain and node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+        if uncertain and node.target is aten.as_strided.default:
+            raise CaptureError(
+                "as_strided is applied to a result of batch normalisation whose layout is not known; make the input of "
+                "the normalisation contiguous"
             )
-        else:
-            node.meta[UNCERTAIN_LAYOUT] = any(n.meta.get(UNCERTAIN_LAYOUT, False) for n in node.all_input_nodes)
 
 
 def _formats(dimensions: int) -> tuple[torch.memory_format, ...]:
