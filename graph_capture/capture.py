@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from graph_capture.build import Binding, build_graph
-from graph_capture.costs import CostModel, Roofline
-from graph_capture.devices import Device, device_by_name
+from graph_capture.costs import CostModel, Price, Roofline
+from graph_capture.devices import DEVICES, Device, device_by_name, device_of_card
 from graph_capture.dynamo import CapturedCall, capture_call
 from graph_capture.eager import eager_peak_bytes
 from graph_capture.errors import CaptureError
@@ -67,7 +67,7 @@ def capture(
     example_kwargs: Mapping[str, Any] | None = None,
     *,
     loss_fn: LossFn | None = None,
-    device: str | Device = "cpu",
+    device: str | Device | None = None,
     gradient_accumulation: bool = True,
     extra_bytes: Mapping[str, int] | None = None,
 ) -> Capture:
@@ -77,26 +77,23 @@ def capture(
 
     - `example_inputs`, `example_kwargs`: as the model is called; tensors may be fake.
     - `loss_fn`: takes the model's result, returns a scalar tensor.
+    - `device`: whose speed and allocator are assumed; the one that the parameters are on if it is not given.
     - `extra_bytes`: memory beside the model's, by label (optimizer state, headroom), resident for the whole step.
 
     Raises :class:`CaptureError`.
     """
     module, args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     _check_trainable(module)
-    target = device_by_name(device)
+    target = device_by_name(device) if device is not None else _device_of(module)
     workspace = workspace_model(target)
     mode = fake_mode_of(module, (args, kwargs))
-    state = random.getstate(), torch.get_rng_state()
-    try:
+    with _RandomStateKept():
         twin = fake_copy(module, mode)
         fake_args, fake_kwargs = fake_inputs((args, kwargs), mode)
         with mode:
             call = capture_call(twin._call_impl, fake_args, fake_kwargs)
             loss_call, loss = _loss(call, loss_fn)
             joint = call.joint(loss.outputs)
-    finally:
-        random.setstate(state[0])
-        torch.set_rng_state(state[1])
     resident = resident_bytes(module, args, kwargs) | dict(extra_bytes or {})
     build = _Build(Roofline(target), workspace, resident, gradient_accumulation, type(module).__name__)
     graph, _ = build(joint)
@@ -104,7 +101,7 @@ def capture(
     if loss_call is not None:
         graph = _with_loss(graph, call, loss_call, loss, build)
     graph = round_allocations(graph, target)
-    with _seeded():
+    with _RandomStateKept():
         peak, source = _eager_peak(twin, fake_args, fake_kwargs, loss, loss_fn, mode, workspace, graph)
     notes = _notes(graph, loss, workspace)
     return Capture(graph, bare.fingerprint, bare.structure_fingerprint, loss, peak, source, target, args, kwargs, notes)
@@ -153,13 +150,9 @@ def round_allocations(graph: Graph, device: Device) -> Graph:
 class _Free(CostModel):
     """No price: fingerprints do not depend on it."""
 
-    def price(self, node: Any) -> Any:
-        return _FREE
-
-
-_FREE = dataclasses.make_dataclass(
-    "_Price", [("seconds", float, 0.0), ("flops", int, 0), ("priced_by", str, "bytes")]
-)()
+    def price(self, node: Any) -> Price:
+        """Always nothing."""
+        return Price(0.0, 0, "bytes")
 
 
 @dataclass(frozen=True)
@@ -181,7 +174,19 @@ class _Build:
         )
 
 
-class _seeded:
+def _device_of(module: nn.Module) -> Device:
+    """The device that the parameters are on."""
+    where = next(module.parameters()).device
+    if where.type != "cuda" or not torch.cuda.is_available():
+        return DEVICES["cpu"]
+    card = torch.cuda.get_device_properties(where)
+    try:
+        return device_of_card(card.name, card.total_memory)
+    except ValueError as error:
+        raise CaptureError(str(error)) from error
+
+
+class _RandomStateKept:
     """Random state of Python and torch is the same after as before."""
 
     def __enter__(self) -> None:
@@ -210,15 +215,13 @@ def _loss(call: CapturedCall, loss_fn: LossFn | None) -> tuple[CapturedCall | No
         raise CaptureError("no output of the model requires a gradient: there is no backward pass to plan")
     if loss_fn is None:
         return None, choose_loss(call.result, call.outputs, differentiable)
-    seen: list[Any] = []
 
     def loss_of_result(result: Any) -> torch.Tensor:
         return loss_fn(result)
 
     loss_call = capture_call(loss_of_result, (call.result,), {})
     check_scalar(loss_call.result)
-    seen = [v for v in loss_call.real_inputs]
-    chosen = outputs_of_loss(seen, call.outputs)
+    chosen = outputs_of_loss(loss_call.real_inputs, call.outputs)
     if not chosen:
         raise CaptureError("loss_fn does not depend on any output of the model that requires a gradient")
     return loss_call, LossChoice("loss_fn", chosen)

@@ -99,3 +99,15 @@ def calibrated(name: str, flops_per_second: float, bytes_per_second: float, laun
         launch_seconds=launch_seconds,
         source="calibrated",
     )
+
+
+def device_of_card(card: str, memory_bytes: int) -> Device:
+    """The device of a card by the name that its driver gives it; of several sizes, the nearest.
+
+    Raises `ValueError` with the known names if there is none.
+    """
+    words = card.lower().replace("geforce ", "").replace("rtx ", "rtx").replace("tesla ", "")
+    found = [d for d in DEVICES.values() if d.memory_bytes and d.name.split("-")[0] in words]
+    if not found:
+        raise ValueError(f"the card {card!r} is not in the table; say device=... with one of {', '.join(DEVICES)}")
+    return min(found, key=lambda d: abs(d.memory_bytes - memory_bytes))

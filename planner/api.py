@@ -33,7 +33,7 @@ def plan(
     *,
     loss_fn: LossFn | None = None,
     solver: Solver | None = None,
-    device: str | Device = "cpu",
+    device: str | Device | None = None,
     time_limit_seconds: float | None = None,
     gradient_accumulation: bool = True,
     extra_bytes: Mapping[str, int] | None = None,
@@ -50,7 +50,8 @@ def plan(
       Hugging Face model, an `ExportedProgram`, and an `fx.GraphModule` with `meta["val"]`.
     - `loss_fn`: takes the model's result and returns a scalar; needed only if the model does not return its loss.
     - `solver`: :class:`~solvers.auto.Auto` if not given; `time_limit_seconds` replaces its limit.
-    - `device`: whose speed and allocator the plan is made for, by name (`graph_capture.devices.DEVICES`).
+    - `device`: whose speed and allocator the plan is made for, by name (`graph_capture.devices.DEVICES`);
+      the one that the model's parameters are on if it is not given.
     - `gradient_accumulation`: whether the plan must also hold when `.grad` is there from the start. Say `False` if
       every step starts with `zero_grad(set_to_none=True)`: more of the budget is then left for activations.
     - `extra_bytes`: memory beside the step's, by label, such as optimizer state and a headroom for fragmentation.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -41,10 +40,12 @@ class Decider:
 
     - `on_change`: `"replan"` makes a fresh plan within the same budget when the graph is another one, `"error"`
       refuses. The same graph at other shapes keeps its decisions as long as they fit.
+    - `changes`: why fresh plans were made; whoever calls the model empties it, and warns.
     """
 
     plan: Plan
     on_change: OnChange
+    changes: list[str] = field(default_factory=list)
 
     def select_loss(self, module: fx.GraphModule) -> Sequence[int]:
         """The outputs that the loss comes from: the plan's, if they can be; else the one scalar; else all."""
@@ -80,7 +81,7 @@ class Decider:
                 f"the plan does not fit this call: {reason}. Plan again with these inputs, or allow it with "
                 "rewrite(model, plan, on_change='replan')."
             )
-        warnings.warn(PlanChangedWarning(f"planned again: {reason}"), stacklevel=2)
+        self.changes.append(reason)
         return bare, binding, self._replan(priced, bare)
 
     def _planned_order(self, bare: Graph) -> list[int]:

@@ -8,14 +8,15 @@ either answered as the plain model would answer it, or refused with one clear er
 from __future__ import annotations
 
 import random
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
-from graph_capture.dynamo import capture_error, dynamo_settings
+from graph_capture.dynamo import capture_error, dynamo_settings, traceable
 from planner.backend import PlannedBackend
-from planner.decide import Decider, OnChange
+from planner.decide import Decider, OnChange, PlanChangedWarning
 from planner.describe import describe_model
 from planner.errors import CaptureError, PlanMismatchError, PlannerError, RewriteError
 from planner.plan_file import Plan
@@ -42,7 +43,7 @@ def rewrite(model: nn.Module, plan: Plan, *, on_change: OnChange = "replan") -> 
         raise PlanMismatchError(f"the plan was made for another model: {shown}. Plan this model with plan(model, ...).")
     decider = Decider(plan, on_change)
     backend = PlannedBackend(decider.select_loss, decider.decide)
-    model._compiled_call_impl = GuardedCall(model, backend)  # type: ignore[assignment]
+    model._compiled_call_impl = GuardedCall(model, backend, decider.changes)  # type: ignore[assignment]
     return model
 
 
@@ -55,9 +56,10 @@ def restore(model: nn.Module) -> nn.Module:
 class GuardedCall:
     """What a rewritten module calls in the place of its forward."""
 
-    def __init__(self, model: nn.Module, backend: PlannedBackend) -> None:
+    def __init__(self, model: nn.Module, backend: PlannedBackend, changes: list[str]) -> None:
         self.backend = backend
-        self._compiled = torch.compile(model._call_impl, backend=backend, fullgraph=True, dynamic=False)
+        self._changes = changes
+        self._compiled = torch.compile(traceable(model._call_impl), backend=backend, fullgraph=True, dynamic=False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One call: guarded, compiled where it is new, with our errors in the place of the compiler's."""
@@ -65,9 +67,12 @@ class GuardedCall:
         state = random.getstate(), _numpy_state()
         try:
             with dynamo_settings():
-                result = self._compiled(*args, **kwargs)
+                result = self._compiled(args, kwargs)
         except Exception as error:
             raise _own_error(error) from error
+        finally:
+            while self._changes:  # the caller's line is three frames up, behind Module.__call__
+                warnings.warn(PlanChangedWarning(f"planned again: {self._changes.pop()}"), stacklevel=4)
         if len(self.backend.records) > compiled_before and (random.getstate(), _numpy_state()) != state:
             self.backend.records.clear()
             raise RewriteError(
