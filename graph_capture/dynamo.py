@@ -10,6 +10,7 @@ import contextlib
 import logging
 import re
 import sys
+import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -91,7 +92,7 @@ class CapturedCall:
 
         with tracing(self.context):
             prepared = prepare(self.module, self.example_inputs, loss_outputs)
-            try:
+            with contextlib.suppress(_Captured):
                 aot_module_simplified(
                     prepared.module,
                     list(prepared.example_inputs),
@@ -100,8 +101,6 @@ class CapturedCall:
                     partition_fn=partitioner(sink),
                     keep_inference_input_mutations=True,
                 )
-            except _Captured:
-                pass
         if not found:
             raise CaptureError("the graph has no backward: no output depends on an input that requires a gradient")
         return found[0]
@@ -140,6 +139,19 @@ def _empty_like(value: torch.Tensor) -> torch.Tensor:
     return empty.requires_grad_(value.requires_grad and value.dtype.is_floating_point)
 
 
+def traceable(function: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+    """A function of (args, kwargs) around `function` that Dynamo traces, whatever it is.
+
+    Dynamo skips the frames of torch's own modules, so that a bare `nn.Linear` would not be captured. And it keeps its
+    guarded programs on the code object: each function gets one of its own, so that models do not share a limit.
+    """
+
+    def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return function(*args, **kwargs)
+
+    return types.FunctionType(call.__code__.replace(), call.__globals__, "call", None, call.__closure__)
+
+
 def capture_call(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> CapturedCall:
     """Trace one call with Dynamo, without running it; raises :class:`CaptureError` if it cannot be captured whole.
 
@@ -147,10 +159,10 @@ def capture_call(function: Callable[..., Any], args: Sequence[Any], kwargs: dict
     graph (attributes that it sets) is done.
     """
     recorder = _Recorder()
-    compiled = torch.compile(function, backend=recorder, fullgraph=True, dynamic=False)
+    compiled = torch.compile(traceable(function), backend=recorder, fullgraph=True, dynamic=False)
     try:
         with dynamo_settings():
-            result = compiled(*args, **kwargs)
+            result = compiled(tuple(args), kwargs)
     except Exception as error:
         raise capture_error(error) from error
     if not recorder.calls:
