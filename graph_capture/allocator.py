@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -45,7 +46,8 @@ class AllocatorTrace:
         results = self._profile.profiler.kineto_results  # type: ignore[union-attr]
         if results is None or error is not None:
             return
-        events = [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]
+        recorded: list[Any] = results.events()
+        events = [(e.start_ns(), e.nbytes()) for e in recorded if e.name() == "[memory]"]
         self.events = sorted(events, key=lambda event: event[0])
         level = 0
         for _, size in self.events:

@@ -127,7 +127,7 @@ class _Builder:
             depends = any(i in backward for i in node.all_input_nodes)
             if depends and (is_mutation(node) or node.meta.get("partitioner_tag") == "must_be_in_forward"):
                 raise CaptureError(
-                    f"{describe(node)} writes a result of the backward pass into an input; such models are not supported"
+                    f"{describe(node)} writes a result of the backward pass into an input, which is not supported"
                 )
             if depends or node.meta.get("partitioner_tag") == "is_backward":
                 backward.add(node)

@@ -278,7 +278,8 @@ def _notes(graph: Graph, loss: LossChoice, workspace: WorkspaceModel) -> tuple[s
     notes = [loss.note] if loss.note else []
     if isinstance(workspace, MeasuredWorkspace) and workspace.declared:
         notes.append(
-            f"workspace is a declared bound for {', '.join(sorted(workspace.declared))} (too large, or not safe, to try alone)"
+            "workspace is a declared bound, since they are too large or not safe to try alone, for "
+            + ", ".join(sorted(workspace.declared))
         )
     by_bytes = [o for o in graph.operators if o.priced_by == "bytes" and o.phase != "loss"]
     heavy = sorted({o.target for o in by_bytes if o.seconds > 0.01 * graph.step_seconds})

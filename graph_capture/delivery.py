@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import fx
+from torch._prims_common import is_non_overlapping_and_dense_or_false
 
 from graph_capture.joint import Joint, is_mutation, storage_key, tensors_of
 
@@ -51,8 +52,8 @@ def plan_delivery(
     undetachable = _undetachable(joint) & complete.keys()
     floor = max((complete[p] for p in undetachable), default=-1)
     last_of_node = _last_of_autograd_node(joint, complete)
-    # Without undetachable primals slice 0 is empty, and ends with the loss: what AOTAutograd's node returns comes in the
-    # order of its inputs, what the chain's nodes return in the order that is chosen here.
+    # Without undetachable primals slice 0 is empty and ends with the loss: what AOTAutograd's node returns comes in
+    # the order of its inputs, what the chain's nodes return in the order that is chosen here.
     empty = [] if undetachable else [first_backward - 1]
     ends = empty + sorted({max(last_of_node[p], floor) for p in complete})
     ordered = sorted(complete, key=lambda p: (_passes_another_node(joint.gradients[p]), p))
@@ -128,7 +129,7 @@ def _undetachable(joint: Joint) -> set[int]:
 
 def _obeys_layout_contract(gradient: torch.Tensor, variable: torch.Tensor) -> bool:
     """Whether autograd takes a gradient over as it is (torch/csrc/autograd/utils/grad_layout_contract.h)."""
-    if torch._prims_common.is_non_overlapping_and_dense_or_false(variable):
+    if is_non_overlapping_and_dense_or_false(variable):
         pairs = zip(variable.shape, gradient.stride(), variable.stride(), strict=True)
         return all(size == 1 or mine == theirs for size, mine, theirs in pairs)
     return gradient.is_contiguous()

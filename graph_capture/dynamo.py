@@ -110,7 +110,7 @@ class _Captured(Exception):
     """Ends a trace whose result is known."""
 
 
-def _never(*_: Any) -> Any:
+def _never(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Any:
     raise AssertionError("a captured graph is never compiled")
 
 

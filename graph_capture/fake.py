@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from graph_capture.errors import CaptureError
@@ -57,9 +58,7 @@ def fake_inputs(inputs: Any, mode: FakeTensorMode) -> Any:
 def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     """One fake tensor; a parameter stays a parameter."""
     if type(tensor) not in (torch.Tensor, nn.Parameter, FakeTensor):
-        known = isinstance(
-            tensor, (nn.Parameter, torch.Tensor)
-        ) and not torch.utils._python_dispatch.is_traceable_wrapper_subclass(tensor)
+        known = isinstance(tensor, (nn.Parameter, torch.Tensor)) and not is_traceable_wrapper_subclass(tensor)
         if not known:
             raise CaptureError(f"tensors of type {type(tensor).__name__} are not supported")
     if isinstance(tensor, FakeTensor):

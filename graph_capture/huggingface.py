@@ -27,7 +27,7 @@ PACKED = (
 def not_packed(position_ids: torch.Tensor) -> None:
     """In the place of `find_packed_sequence_indices`: there is one sequence per row, which is asserted at run time."""
     steps = position_ids[:, 1:] - position_ids[:, :-1]
-    torch._assert_async((steps == 1).all(), PACKED)
+    torch._assert_async((steps == 1).all(), PACKED)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def not_exporting() -> bool:

@@ -43,9 +43,9 @@ def in_place_forms(node: fx.Node) -> list[InPlaceForm]:
     if node.args and _fits(node, node.args[0], outputs[0]):
         forms.append(InPlaceForm(node.args[0], overload, False))  # type: ignore[arg-type]
     swappable = node.target.name() in COMMUTATIVE and node.kwargs.get("alpha", 1) == 1  # type: ignore[union-attr]
-    if swappable and len(node.args) == 2 and node.args[1] is not node.args[0]:
-        if _fits(node, node.args[1], outputs[0]) and isinstance(node.args[0], fx.Node):
-            forms.append(InPlaceForm(node.args[1], overload, True))  # type: ignore[arg-type]
+    pair = len(node.args) == 2 and isinstance(node.args[0], fx.Node) and node.args[1] is not node.args[0]
+    if swappable and pair and _fits(node, node.args[1], outputs[0]):
+        forms.append(InPlaceForm(node.args[1], overload, True))  # type: ignore[arg-type]
     return forms
 
 

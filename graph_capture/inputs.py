@@ -53,7 +53,8 @@ def _hugging_face_inputs(model: nn.Module) -> dict[str, Any] | None:
     """`dummy_inputs` of a Hugging Face model; with labels where the model computes a loss from them."""
     if not hasattr(model, "config") or not isinstance(getattr(model, "dummy_inputs", None), dict):
         return None
-    inputs = dict(model.dummy_inputs)  # type: ignore[arg-type]
+    dummy: Any = model.dummy_inputs
+    inputs: dict[str, Any] = dict(dummy)
     causal = "ForCausalLM" in type(model).__name__ or "LMHead" in type(model).__name__
     if causal and "labels" not in inputs and isinstance(inputs.get("input_ids"), torch.Tensor):
         inputs["labels"] = inputs["input_ids"].clone()

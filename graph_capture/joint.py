@@ -84,7 +84,7 @@ def is_random(node: fx.Node) -> bool:
     for position, argument in enumerate(node.target._schema.arguments):
         if argument.name == "dropout_p":
             given = node.args[position] if position < len(node.args) else node.kwargs.get("dropout_p", 0.0)
-            return given != 0.0
+            return bool(given != 0.0)
     return True
 
 
@@ -99,7 +99,7 @@ def _must_stay(node: fx.Node) -> bool:
 
 def _drop_clones(graph: fx.Graph) -> None:
     output = next(iter(graph.find_nodes(op="output")))
-    returned = {n for n in output.all_input_nodes}
+    returned = set(output.all_input_nodes)
     written = {storage_key(t) for n in graph.nodes if is_mutation(n) for t in tensors_of(n.all_input_nodes[0])}
     for node in list(graph.nodes):
         if node.target is not aten.clone.default or not isinstance(node.args[0], fx.Node):
@@ -138,7 +138,7 @@ def _reaches(node: fx.Node, returned: set[fx.Node]) -> bool:
 
 def _advance_writes(graph: fx.Graph) -> None:
     position = {node: index for index, node in enumerate(graph.nodes)}
-    writes = [n for n in graph.find_nodes(op="call_function", target=aten.copy_.default)]
+    writes = list(graph.find_nodes(op="call_function", target=aten.copy_.default))
     for write in writes:
         target, source = write.args[0], write.args[1]
         if not isinstance(target, fx.Node) or target.op != "placeholder" or not isinstance(source, fx.Node):

@@ -46,8 +46,8 @@ def choose_loss(result: Any, outputs: Sequence[Any], differentiable: Sequence[in
     if len(scalars) == 1:
         return LossChoice("inside the model", (scalars[0],))
     note = (
-        "the loss is computed outside of the model and is not in the budget: what it keeps between forward and backward "
-        "comes on top. Pass loss_fn=... to include it."
+        "the loss is computed outside of the model and is not in the budget: what it keeps between forward and "
+        "backward comes on top. Pass loss_fn=... to include it."
     )
     return LossChoice("outside the budget", tuple(differentiable), note)
 

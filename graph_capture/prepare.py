@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._guards import detect_fake_mode
 
 TOKEN_NAME = "checkpoint_token"
 
@@ -63,10 +64,11 @@ def differentiable_outputs(module: fx.GraphModule) -> tuple[int, ...]:
 
 def prepare(module: fx.GraphModule, example_inputs: Sequence[Any], loss_outputs: Collection[int]) -> Prepared:
     """Copy a Dynamo graph, add the token input, and detach the outputs that are not in `loss_outputs`."""
-    fake_mode = torch._guards.detect_fake_mode(example_inputs)
+    fake_mode = detect_fake_mode(example_inputs)
     graph = fx.Graph()
     token = graph.placeholder(TOKEN_NAME)
     token._dynamo_source = torch._dynamo.source.LocalSource(TOKEN_NAME, is_input=True)  # type: ignore[attr-defined]
+    assert fake_mode is not None, "Dynamo hands fake tensors to its backends"
     with fake_mode:
         fake_token = torch.zeros((), dtype=torch.float64, requires_grad=True)
     token.meta["val"] = token.meta["example_value"] = fake_token

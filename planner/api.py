@@ -108,7 +108,8 @@ def plan_of(
 ) -> Plan:
     """Put a solution and where it comes from into a plan."""
     graph = captured.graph
-    assert solution.schedule is not None and captured.eager_peak_bytes is not None
+    assert solution.schedule is not None
+    assert captured.eager_peak_bytes is not None
     simulation = simulate(graph, solution.schedule)
     store_all = simulate(graph, Schedule.store_all(graph))
     covers = [(label, size) for label, size in graph.resident_bytes.items() if size]

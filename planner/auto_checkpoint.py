@@ -49,7 +49,8 @@ class _FirstStep:
     def __init__(
         self, model: nn.Module, budget: int | str | Budget, on_plan: OnPlan | None, on_change: OnChange, options: Any
     ) -> None:
-        self.model, self.budget, self.on_plan, self.on_change, self.options = model, budget, on_plan, on_change, options
+        self.model, self.budget, self.on_plan, self.options = model, budget, on_plan, options
+        self.on_change: OnChange = on_change
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         from planner.api import plan

@@ -78,8 +78,11 @@ class PlannedBackend:
             self.records.append(CompileRecord("training", len(graph), recomputed))
             return programs.forward, programs.backward
 
-        def backward_compiler(_: fx.GraphModule, __: Any) -> Callable[..., Any]:
-            return run_first_slice
+        def forward_compiler(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+            return boxed(gm)
+
+        def backward_compiler(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+            return run_first_slice  # the slices were cut from the same program
 
         def run_first_slice(arguments: list[Any]) -> tuple[Any, ...]:
             state = dict(enumerate(arguments))
@@ -95,7 +98,7 @@ class PlannedBackend:
             compiled = aot_module_simplified(
                 prepared.module,
                 list(prepared.example_inputs),
-                fw_compiler=lambda graph_module, _: boxed(graph_module),
+                fw_compiler=forward_compiler,
                 bw_compiler=backward_compiler,
                 partition_fn=partitioner(partition),
                 keep_inference_input_mutations=True,

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import fx
+from torch.utils._python_dispatch import _disable_current_modes
 
 from graph_capture.build import Binding, build_graph
 from graph_capture.capture import bare_graph, round_allocations, workspace_model
@@ -144,7 +144,7 @@ class Decider:
     def _replan(self, priced: Graph, bare: Graph) -> Schedule:
         chosen: dict[str, Any] = self.plan.settings["solver"]
         solver = solver_class(chosen["name"])(**chosen["options"])
-        with torch.utils._python_dispatch._disable_current_modes():
+        with _disable_current_modes():
             solution = solver.solve(priced, self.plan.budget_bytes)
         if solution.schedule is None:
             raise error_for_solution(solution, priced, self.plan.budget_bytes)
@@ -157,7 +157,7 @@ class Decider:
         for mine, theirs in zip(planned, given, strict=False):
             if mine.target != theirs.target:
                 where = theirs.module or theirs.source or "the model"
-                return f"at {where} the model runs {theirs.target}, the plan has {mine.target} (another mode, flag or code)"
+                return f"at {where} the model runs {theirs.target}, the plan {mine.target} (another mode, flag or code)"
         if len(planned) != len(given):
             return f"the model runs {len(given)} operators, the plan has {len(planned)}"
         return "the same operators are connected in another way"

@@ -170,7 +170,8 @@ class _Emitter:
             states[index] = self._import_state(index)
         arguments = fx.map_arg(tuple(node.args), program.get)
         keywords = fx.map_arg(dict(node.kwargs), program.get)
-        emitted = program.graph.call_function(replay, (states[index], device, node.target, *arguments), keywords)
+        target: Any = node.target
+        emitted = program.graph.call_function(replay, (states[index], device, target, *arguments), keywords)
         emitted.meta = copy.copy(node.meta)
         return emitted
 

@@ -77,7 +77,7 @@ def cut(programs: Programs) -> tuple[Slice, ...]:
         for primal in primals:
             if isinstance(gradients[primal], fx.Node):
                 last_piece[gradients[primal]] = max(last_piece.get(gradients[primal], -1), piece)
-    made_in = {node: -1 for node in placeholders} | piece_of
+    made_in = dict.fromkeys(placeholders, -1) | piece_of
     slices = []
     start = 0
     for piece, (end, primals) in enumerate(zip(programs.slice_ends, programs.slice_gradients, strict=True)):

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from planner.errors import RewriteError
 from planner.slices import Slice, State
@@ -42,16 +43,17 @@ class SliceNode(torch.autograd.Function):
         return token.detach()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Any) -> tuple[Any, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Run the slice on the state that the slice before it left, and pass the state on."""
+        (gradient,) = grad_outputs
         state = getattr(gradient, _STATE, None)
         if state is None:
             raise RewriteError(
-                "a slice of a planned backward got no state from the slice before it: something between them replaced "
-                "the token's gradient. Planned models do not support tensor hooks on internal edges; please report this."
+                "a slice of a planned backward got no state from the slice before it: something replaced the token's "
+                "gradient between them. Tensor hooks on the internal edges of a planned model are not supported."
             )
-        # The program holds every cast that autocast made; a backward that is called inside of autocast must not add any.
+        # The program holds every cast that autocast made; a backward called inside of autocast must not add any.
         with torch._C._DisableAutocast():
             gradients = ctx.piece.run(state)
         return (None, gradient, *gradients)
@@ -68,12 +70,12 @@ class UnplannedOutput(torch.autograd.Function):
         return output.detach()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
         """A gradient that arrives here would be lost: refuse."""
-        if gradient is not None:
+        if grad_outputs[0] is not None:
             raise RewriteError(
-                f"a gradient reached output {ctx.position} of the planned model, but the plan was made for a loss that "
-                "does not come from this output. Plan again with loss_fn=..., so that the plan knows the loss that you use."
+                f"a gradient reached output {ctx.position} of the planned model, but the plan was made for a loss "
+                "that does not come from this output. Plan again with loss_fn=..., so that the plan knows your loss."
             )
         return None, None, None
 
