@@ -101,24 +101,18 @@ class Verdict:
         below = self.budget_bytes < floor_bytes
         if below or infeasible:
             floor = floor_operator if below and len(self.graph) else None
-            message = message if infeasible and not below else self._below_floor(floor_bytes, floor, smallest)
+            message = message if infeasible and not below else self._below_floor(floor_bytes, floor)
             return self._solution(Status.INFEASIBLE, None, math.inf, hit_limit, message, smallest, floor, trace)
-        message = message or self._nothing(smallest)
+        message = message or f"nothing found within {self.budget_bytes:,} bytes"
         return self._solution(Status.UNKNOWN, None, lower_bound, hit_limit, message, smallest, None, trace)
 
     def not_applicable(self, reason: str) -> Solution:
         """The solution of a solver that does not apply to the graph."""
         return self._solution(Status.NOT_APPLICABLE, None, 0.0, False, reason, None, None, ())
 
-    def _below_floor(self, floor_bytes: int, operator: int | None, smallest: int | None) -> str:
+    def _below_floor(self, floor_bytes: int, operator: int | None) -> str:
         at = f"operator {self.graph.operators[operator].name}" if operator is not None else "what is resident"
-        known = f"; the smallest budget known to work is {smallest:,} bytes" if smallest is not None else ""
-        return f"{at} alone needs {floor_bytes:,} bytes, the budget is {self.budget_bytes:,}{known}"
-
-    def _nothing(self, smallest: int | None) -> str:
-        if smallest is None:
-            return ""
-        return f"nothing found within {self.budget_bytes:,} bytes; the smallest budget known to work is {smallest:,}"
+        return f"{at} alone needs {floor_bytes:,} bytes, the budget is {self.budget_bytes:,}"
 
     def _solution(
         self,
