@@ -56,12 +56,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Limits:
-    """When an engine stops; gaps are in units of the objective (absolute) and as a fraction of it (relative)."""
+    """When an engine stops; gaps are in units of the objective (absolute) and as a fraction of it (relative).
+
+    `target`: a point with this objective is good enough (HiGHS only).
+    """
 
     time_limit_seconds: float
     relative_gap: float = 1e-2
     absolute_gap: float = 1e-6
     node_limit: int | None = None
+    target: float | None = None
     seed: int = 0
 
 
@@ -144,6 +148,7 @@ class EnginePool:
             "relative_gap": limits.relative_gap,
             "absolute_gap": limits.absolute_gap,
             "node_limit": limits.node_limit,
+            "target": limits.target,
             "seed": limits.seed,
             "bytes": len(model),
             "ticket": self._ticket,

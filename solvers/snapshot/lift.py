@@ -10,6 +10,7 @@ A point may also keep a value and recompute it in the same segment: it means to 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from graph_capture.graph import Graph
@@ -55,7 +56,7 @@ def _drops(
             if operator < start and value not in kept[i]:
                 continue  # it comes in by the recomputation itself
             times = [max(start, operator), *needs.get(value, ()), *([end] if value in kept[i + 1] else ())]
-            gaps = [(later - earlier, earlier) for earlier, later in zip(times, times[1:], strict=False)]
+            gaps = [(later - earlier, earlier) for earlier, later in itertools.pairwise(times)]
             if gaps and max(gaps)[0] > 1:
                 drops.setdefault(max(gaps)[1], []).append(value)
     return drops

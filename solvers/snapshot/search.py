@@ -27,7 +27,7 @@ BOUND_MARGIN_PERCENT = 1e-4
 ALL_ROWS_LIMIT = 500
 """Up to so many operators every position has a memory row from the start; above, rows come where they are violated."""
 
-INSTANTS_PER_ROUND, INSTANTS_APART = 4, 8
+INSTANTS_PER_ROUND, INSTANTS_APART = 2, 8
 
 MENDABLE = 1.6
 """A lifted sequence whose peak is below this multiple of the budget is worth annealing."""
@@ -97,6 +97,10 @@ class Search:
         """Whether the best schedule has the gap that was asked for."""
         return self.reached(self.best_percent)
 
+    def near(self, percent: float) -> float:
+        """An objective that is as close to `percent` as the present gap of the MILPs asks for."""
+        return percent * (1.0 + self.relative_gap) + 0.1 * PERCENT * self.options.gap
+
     def exhausted(self) -> bool:
         """Whether a limit is reached; remembers it for the solution."""
         limit = self.options.work_limit
@@ -128,11 +132,12 @@ class Search:
 
     def ask(self, relaxation: Relaxation, most_seconds: float = math.inf, relative_gap: float | None = None) -> Answer:
         """Solve one relaxation, loosely: its bound and its point both only have to be good enough to go on."""
-        share = max(3.0, 0.3 * self.options.time_limit_seconds)
+        share = max(3.0, 0.5 * self.remaining_seconds())
         limits = Limits(
             time_limit_seconds=max(0.1, min(share, most_seconds, self.remaining_seconds())),
             relative_gap=self.relative_gap if relative_gap is None else relative_gap,
             absolute_gap=max(1e-6, 0.1 * PERCENT * self.options.gap),
+            target=self.near(self.lower_bound) if self.lower_bound > 0.0 else None,
             seed=self.options.seed,
         )
         if self.options.work_limit is not None:
@@ -178,7 +183,8 @@ class Search:
         ratio = simulation.peak_bytes / self.budget_bytes
         over = positions_over(self.graph, order, simulation, self.budget_bytes)
         self.log(f"lifted: {percent_of(self.graph, simulation):.3f} % at {ratio:.5f} of the budget")
-        if 1.0 < ratio < (REPAIRABLE if answer.outcome is Outcome.OPTIMAL else REPAIRABLE_AT_A_LIMIT):
+        good = answer.outcome is Outcome.OPTIMAL or answer.objective <= self.near(self.near(self.lower_bound))
+        if 1.0 < ratio < (REPAIRABLE if good and self.rounds == 1 else REPAIRABLE_AT_A_LIMIT):
             self.repair(over)
         if ratio > 1.0 and not self.closed() and (ratio < MENDABLE or self.rounds > 4):
             self.unmended = order

@@ -44,6 +44,8 @@ def _solve(header: dict[str, Any], model: bytes) -> tuple[dict[str, Any], bytes]
         highs: Any = cast("Any", parameters.highs)  # its stub has the types of the maps wrong
         highs.int_options["threads"] = 1
         highs.bool_options["output_flag"] = False
+        if header["target"] is not None:
+            highs.double_options["objective_target"] = header["target"]
     else:
         parameters.threads = 1
     problem = mathopt.Model.from_model_proto(model_pb2.ModelProto.FromString(model))
