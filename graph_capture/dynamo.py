@@ -7,6 +7,7 @@ bakes in (shapes, numbers, flags, modules, parameters) is still true.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import re
 import sys
@@ -172,6 +173,17 @@ def capture_call(function: Callable[..., Any], args: Sequence[Any], kwargs: dict
     return call
 
 
+def check_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Raise Python's own `TypeError` for missing and unknown arguments, which Dynamo words in its own way."""
+    try:
+        inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        name = getattr(function, "__qualname__", repr(function))
+        raise TypeError(f"{name}() {error}: check the arguments that the model is called with") from None
+    except ValueError:  # a callable without a signature
+        return
+
+
 def capture_error(error: BaseException) -> CaptureError:
     """One clear message from what Dynamo raises: the reason, and the line of the user's code that stopped it."""
     text = str(error)
@@ -181,7 +193,7 @@ def capture_error(error: BaseException) -> CaptureError:
         if found and label == "Explanation:":
             reason = f"{reason} {found.group(1).strip()}"
     frames = re.findall(r'File "([^"]+)", line (\d+), in (\S+)', text)
-    own = [f for f in frames if "/torch/" not in f[0]] or frames
+    own = [f for f in frames if "/torch/" not in f[0] and f[0] != __file__] or frames
     where = f"{own[-1][0]}:{own[-1][1]} in {own[-1][2]}" if own else "an unknown line"
     return CaptureError(
         f"the model cannot be captured as one graph: {reason} It was stopped at {where}. A value that is read back "

@@ -47,6 +47,7 @@ class Joint:
 def normalise(module: fx.GraphModule, num_forward_outputs: int) -> Joint:
     """Bring AOTAutograd's joint graph into the normal form of this module, in place."""
     graph = module.graph
+    _drop_unused_statistics(graph)
     _drop_clones(graph)
     graph.eliminate_dead_code(is_impure_node=_must_stay)
     _advance_writes(graph)
@@ -95,6 +96,16 @@ def is_mutation(node: fx.Node) -> bool:
 
 def _must_stay(node: fx.Node) -> bool:
     return node.op in ("placeholder", "output") or is_mutation(node) or is_random(node)
+
+
+def _drop_unused_statistics(graph: fx.Graph) -> None:
+    """In training, the backward of batch normalisation takes the running statistics and does not read them.
+
+    Saved for the backward, they would make a second forward before it an error: it updates them in place.
+    """
+    for node in graph.find_nodes(op="call_function", target=aten.native_batch_norm_backward.default):
+        if node.args[7]:
+            node.args = (*node.args[:3], None, None, *node.args[5:])
 
 
 def _drop_clones(graph: fx.Graph) -> None:

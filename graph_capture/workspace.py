@@ -145,7 +145,13 @@ def _thaw(item: Any) -> Any:
 def _measure(target: Any, args: Any, kwargs: Any) -> Footprint:
     # The measurement must leave no trace: random operators would advance the generator.
     # And it may be asked for in the middle of a trace, whose modes would swallow every allocation.
-    with _disable_current_modes(), torch.random.fork_rng(devices=[]), torch.no_grad():
+    # Nor may autocast change the dtypes that were recorded.
+    with (
+        _disable_current_modes(),
+        torch.random.fork_rng(devices=[]),
+        torch.no_grad(),
+        torch._C._DisableAutocast(),
+    ):
         positional, keyword = _thaw(args), _thaw(kwargs)
         target(*positional, **keyword)  # the first call may fill caches of the kernel library
         with AllocatorTrace() as trace:

@@ -10,7 +10,8 @@ Written for torch 2.11 to 2.13: ``aot_module_simplified`` and its `partition_fn`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,14 +19,15 @@ import torch
 from torch import fx
 from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_module_simplified
+from torch._guards import TracingContext
 
 from graph_capture.build import Binding
 from graph_capture.graph import Graph
 from graph_capture.joint import Joint, partitioner
 from graph_capture.prepare import differentiable_outputs, prepare
 from planner.emit import Programs, emit
-from planner.slices import boxed, cut
-from planner.tokens import UnplannedOutput, start_call, token_gradient
+from planner.slices import ABSENT, boxed, cut
+from planner.tokens import OutputWatch, UnplannedOutput, missing_outputs, start_call, token_gradient
 from solvers.schedule import Schedule
 
 Decide = Callable[[Joint], tuple[Graph, Binding, Schedule]]
@@ -79,6 +81,10 @@ class PlannedBackend:
             return programs.forward, programs.backward
 
         def forward_compiler(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+            # AOTAutograd refuses retain_graph=True unless it knows that no buffer is donated; unset is not enough.
+            metadata = TracingContext.get().fw_metadata
+            assert metadata is not None
+            metadata.bw_donated_idxs = []
             return boxed(gm)
 
         def backward_compiler(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -88,6 +94,7 @@ class PlannedBackend:
             state = dict(enumerate(arguments))
             arguments.clear()
             results: list[Any] = [None] * n_gradients
+            state[ABSENT] = absent_gradients(binding, missing_outputs())
             slices[0].run_into(state, results)
             results[0] = token_gradient(state)
             return tuple(results)
@@ -108,16 +115,32 @@ class PlannedBackend:
         n_gradients = len(binding.joint.gradients)
         later, late = _later_slices(binding)
         detached = prepared.detached_outputs
+        planned = sorted(set(differentiable_outputs(module)) - set(detached))
 
         def run(*arguments: Any) -> Any:
             results = list(compiled(*start_call(slices, arguments, later, late)))
+            watch = OutputWatch.on(results, planned)
             if detached:
                 anchor = torch.zeros((), requires_grad=True)
                 for position in detached:
                     results[position] = UnplannedOutput.apply(anchor, position, results[position])
+                watch.unplanned = tuple((p, weakref.ref(results[p])) for p in detached)
             return tuple(results)
 
         return run
+
+
+def absent_gradients(binding: Binding, missing: Collection[int]) -> frozenset[int]:
+    """The primals whose gradients depend only on tangents that did not arrive: they have none, as in eager."""
+    if not missing:
+        return frozenset()
+    joint = binding.joint
+    reaches: dict[fx.Node, frozenset[int]] = {t: frozenset({i}) for i, t in enumerate(joint.tangents)}
+    for node in joint.module.graph.nodes:
+        if node not in reaches:
+            reaches[node] = frozenset[int]().union(*(reaches[i] for i in node.all_input_nodes))
+    gradients = ((p, g) for p, g in enumerate(joint.gradients) if isinstance(g, fx.Node))
+    return frozenset(p for p, g in gradients if reaches[g] <= set(missing))
 
 
 def _later_slices(binding: Binding) -> tuple[tuple[tuple[int, tuple[int, ...]], ...], frozenset[int]]:

@@ -23,7 +23,7 @@ from planner.errors import PlanMismatchError, error_for_solution
 from planner.plan_file import Plan
 from solvers.registry import solver_class
 from solvers.schedule import Schedule
-from solvers.simulator import simulate
+from solvers.simulator import ScheduleError, simulate
 
 OnChange = Literal["replan", "error"]
 
@@ -67,12 +67,14 @@ class Decider:
         same_structure = bare.structure_fingerprint == self.plan.settings.get("program_structure")
         priced = self._priced(joint)
         if same_structure:
-            peak = simulate(priced, Schedule.from_order(priced, order)).peak_bytes
-            if peak <= self.plan.budget_bytes:
+            peak = _peak_or_none(priced, order)
+            if peak is not None and peak <= self.plan.budget_bytes:
                 return bare, binding, Schedule.from_order(bare, order)
             reason = (
-                f"the same graph at larger shapes needs {format_bytes(peak)} with the plan's decisions, the budget is "
-                f"{format_bytes(self.plan.budget_bytes)}"
+                "the model returns a result that the plan recomputes"
+                if peak is None
+                else f"the same graph at larger shapes needs {format_bytes(peak)} with the plan's decisions, the budget "
+                f"is {format_bytes(self.plan.budget_bytes)}"
             )
         else:
             reason = self._difference(bare)
@@ -161,3 +163,11 @@ class Decider:
         if len(planned) != len(given):
             return f"the model runs {len(given)} operators, the plan has {len(planned)}"
         return "the same operators are connected in another way"
+
+
+def _peak_or_none(graph: Graph, order: Sequence[int]) -> int | None:
+    """Peak of the plan's decisions on another graph of the same structure; `None` if they are not legal there."""
+    try:
+        return simulate(graph, Schedule.from_order(graph, order)).peak_bytes
+    except ScheduleError:
+        return None

@@ -25,6 +25,10 @@ from planner.random_state import replay, save_random_state
 from solvers.schedule import Compute, Schedule, programs_of
 
 
+BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
+BATCH_NORM_WITHOUT_STATISTICS = torch.ops.aten._native_batch_norm_legit.no_stats
+
+
 @dataclass(frozen=True)
 class Programs:
     """A schedule as two programs.
@@ -132,8 +136,11 @@ class _Emitter:
 
     def _compute(self, program: _Program, states: dict[int, fx.Node], step: Compute, node: fx.Node) -> None:
         operator = self.operators[step.operator]
+        again = step.operator in self.done
+        unread = node.args[3:5] if again and node.target is BATCH_NORM else ()
         for argument in node.all_input_nodes:
-            program.get(argument)
+            if argument not in unread:
+                program.get(argument)
         for value in operator.outputs:
             program.forget(value)
         if step.reuses is not None:
@@ -141,9 +148,13 @@ class _Emitter:
             program.forget(step.reuses)
         elif self.runs.get(step.operator, 0) > 1:
             emitted = self._random(program, states, step.operator, node)
+        elif again and node.target is BATCH_NORM:
+            emitted = _without_statistics(program, node)
         else:
             emitted = program.graph.node_copy(node, program.get)
         pieces = [u for u in node.users if _is_piece(u)]
+        if emitted.target is BATCH_NORM_WITHOUT_STATISTICS:
+            pieces = [u for u in pieces if u.args[1] < 3]  # type: ignore[operator]
         if not pieces:
             program.define(node, emitted)
         for piece in pieces:
@@ -239,6 +250,15 @@ class _Emitter:
             slice_ends=tuple(self.ends),
             slice_gradients=tuple(self.slice_gradients),
         )
+
+
+def _without_statistics(program: _Program, node: fx.Node) -> fx.Node:
+    """Batch normalisation once more: its running statistics were updated by the first run, and may have changed since."""
+    x, weight, bias, _, _, training, momentum, eps = node.args
+    arguments = fx.map_arg((x, weight, bias, training, momentum, eps), program.get)
+    emitted = program.graph.call_function(BATCH_NORM_WITHOUT_STATISTICS, arguments, {})
+    emitted.meta = {**node.meta, "val": node.meta["val"][:3]}
+    return emitted
 
 
 def is_random_operator(graph: Graph, index: int) -> bool:

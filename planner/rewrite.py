@@ -7,14 +7,16 @@ either answered as the plain model would answer it, or refused with one clear er
 
 from __future__ import annotations
 
+import operator
 import random
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from graph_capture.dynamo import capture_error, dynamo_settings, traceable
+from graph_capture.dynamo import capture_error, check_arguments, dynamo_settings, traceable
 from planner.backend import PlannedBackend
 from planner.decide import Decider, OnChange, PlanChangedWarning
 from planner.describe import describe_model
@@ -53,32 +55,88 @@ def restore(model: nn.Module) -> nn.Module:
     return model
 
 
+@dataclass(frozen=True)
+class CodeState:
+    """The code that a trace depends on and that Dynamo does not guard: global module hooks, and the classes' methods.
+
+    **Fields:**
+
+    - `hooks`: the global hooks of :mod:`torch.nn.modules.module`.
+    - `methods`: what the dictionary of each class of the model's modules holds.
+    """
+
+    hooks: tuple[Any, ...]
+    methods: tuple[tuple[type, tuple[Any, ...]], ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> CodeState:
+        """The state at present."""
+        classes = dict.fromkeys(c for module in model.modules() for c in type(module).__mro__)
+        own = [c for c in classes if c is not object and not c.__module__.startswith(("torch.nn.", "typing", "abc"))]
+        return cls(_global_hooks(), tuple((c, tuple(vars(c).values())) for c in own))
+
+    def changed(self) -> bool:
+        """Whether anything was replaced since."""
+        if not _same(self.hooks, _global_hooks()):
+            return True
+        return not all(_same(known, tuple(vars(c).values())) for c, known in self.methods)
+
+
+def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
+
+
+def _global_hooks() -> tuple[Any, ...]:
+    state = nn.modules.module
+    if not state._has_any_global_hook():
+        return ()
+    tables = (
+        state._global_forward_pre_hooks,
+        state._global_forward_hooks,
+        state._global_backward_pre_hooks,
+        state._global_backward_hooks,
+    )
+    return tuple(hook for table in tables for hook in table.values())
+
+
 class GuardedCall:
     """What a rewritten module calls in the place of its forward."""
 
     def __init__(self, model: nn.Module, backend: PlannedBackend, changes: list[str]) -> None:
         self.backend = backend
+        self._model = model
         self._changes = changes
-        self._compiled = torch.compile(traceable(model._call_impl), backend=backend, fullgraph=True, dynamic=False)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start without any compiled program; Dynamo keeps them on the code object, which is a new one."""
+        function = traceable(self._model._call_impl)
+        self._compiled = torch.compile(function, backend=self.backend, fullgraph=True, dynamic=False)
+        self._code = CodeState.of(self._model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One call: guarded, compiled where it is new, with our errors in the place of the compiler's."""
+        if self._code.changed():
+            self._forget()
         compiled_before = len(self.backend.records)
         state = random.getstate(), _numpy_state()
         try:
             with dynamo_settings():
                 result = self._compiled(args, kwargs)
         except Exception as error:
+            check_arguments(self._model.forward, args, kwargs)
             raise _own_error(error) from error
         finally:
             while self._changes:  # the caller's line is three frames up, behind Module.__call__
                 warnings.warn(PlanChangedWarning(f"planned again: {self._changes.pop()}"), stacklevel=4)
         if len(self.backend.records) > compiled_before and (random.getstate(), _numpy_state()) != state:
-            self.backend.records.clear()
+            self._forget()
             raise RewriteError(
                 "the forward draws random numbers from Python's `random` or from NumPy: a captured graph would repeat "
                 "the same ones at every step. Draw them from torch, or pass them in as arguments."
             )
+        if len(self.backend.records) > compiled_before:
+            self._code = CodeState.of(self._model)  # there may be other modules by now
         return result
 
 

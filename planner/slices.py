@@ -16,6 +16,8 @@ from torch.fx.graph import _BoxedCodeGen
 from planner.emit import Programs
 
 State = dict[int, Any]
+ABSENT = -1
+"""Slot of the primals whose gradients are not handed over, because no tangent arrived that they depend on."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class Slice:
         arguments = [state.pop(slot) if last else state[slot] for slot, last in self.reads]
         gradients, kept = self.function(arguments)
         state.update(zip(self.writes, kept, strict=True))
+        absent = state.get(ABSENT)
+        if absent:
+            return tuple(None if p in absent else g for p, g in zip(self.primals, gradients, strict=True))
         return gradients
 
     def run_into(self, state: State, results: list[Any]) -> None:

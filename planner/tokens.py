@@ -13,6 +13,7 @@ backward may run twice (`retain_graph`), and what a backward that ends early lea
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,6 +79,54 @@ class UnplannedOutput(torch.autograd.Function):
                 "that does not come from this output. Plan again with loss_fn=..., so that the plan knows your loss."
             )
         return None, None, None
+
+
+class OutputWatch:
+    """Looks at what arrives at a planned call's outputs, right before its backward starts.
+
+    - A loss output may get no gradient (one of two losses, trained alone). AOTAutograd fills in zeros; eager leaves the
+      gradients that depend on nothing else at `None`, and an optimizer treats the two differently.
+    - An output that the loss does not come from is not connected to it: a gradient retained on it would be missing.
+    """
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.numbers = numbers
+        self.unplanned: tuple[tuple[int, Any], ...] = ()
+
+    @classmethod
+    def on(cls, results: Sequence[Any], planned: Sequence[int]) -> OutputWatch:
+        """Watch the backward of a call that has just returned `results`."""
+        node = results[planned[0]].grad_fn
+        same = all(results[p].grad_fn is node for p in planned)
+        watch = cls([results[p].output_nr for p in planned] if same else [])
+        node.register_prehook(watch.starts)
+        return watch
+
+    def starts(self, gradients: Sequence[Any]) -> None:
+        """Called by autograd with what arrived at the outputs."""
+        for position, reference in self.unplanned:
+            output = reference()
+            if output is not None and (output.retains_grad or _foreign_hooks(output)):
+                raise RewriteError(
+                    f"output {position} of the planned model has a hook or retains its gradient, but the plan was made "
+                    "for a loss that does not come from this output. Plan again with loss_fn=..., which reads it."
+                )
+        _arrival.missing = tuple(i for i, number in enumerate(self.numbers) if gradients[number] is None)
+
+
+_arrival = threading.local()
+
+
+def missing_outputs() -> tuple[int, ...]:
+    """Which loss outputs of the backward that is just starting got no gradient, by their place among them."""
+    missing, _arrival.missing = getattr(_arrival, "missing", ()), ()
+    return missing
+
+
+def _foreign_hooks(output: torch.Tensor) -> bool:
+    """Whether a tensor has hooks of a user; FSDP puts its own on every output, and needs only one of them to fire."""
+    hooks = (output._backward_hooks or {}).values()
+    return any(not str(getattr(hook, "__module__", "")).startswith("torch.distributed") for hook in hooks)
 
 
 def start_call(
