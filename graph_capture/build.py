@@ -322,7 +322,7 @@ def module_of(node: fx.Node) -> str:
     if not stack:
         return ""
     path = str(list(stack.values())[-1][0])
-    path = re.sub(r"^L\[['\"]\w+['\"]\]\.?", "", path)
+    path = re.sub(r"^L\[['\"]\w+['\"]\]\.?(__self__\.?)?", "", path)
     return re.sub(r"_modules\[['\"](\w+)['\"]\]", r"\1", path)
 
 

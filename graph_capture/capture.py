@@ -222,7 +222,7 @@ def _loss(call: CapturedCall, loss_fn: LossFn | None) -> tuple[CapturedCall | No
     loss_call = capture_call(loss_of_result, (call.result,), {})
     check_scalar(loss_call.result)
     chosen = outputs_of_loss(loss_call.real_inputs, call.outputs)
-    if not chosen:
+    if not chosen or not differentiable_outputs(loss_call.module):
         raise CaptureError("loss_fn does not depend on any output of the model that requires a gradient")
     return loss_call, LossChoice("loss_fn", chosen)
 

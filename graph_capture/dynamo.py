@@ -91,7 +91,7 @@ class CapturedCall:
             found.append(joint)
             raise _Captured
 
-        with tracing(self.context):
+        with tracing(self.context), _trace_errors():
             prepared = prepare(self.module, self.example_inputs, loss_outputs)
             with contextlib.suppress(_Captured):
                 aot_module_simplified(
@@ -105,6 +105,20 @@ class CapturedCall:
         if not found:
             raise CaptureError("the graph has no backward: no output depends on an input that requires a gradient")
         return found[0]
+
+
+@contextlib.contextmanager
+def _trace_errors() -> Iterator[None]:
+    """What autograd refuses while the backward is traced, it would refuse in eager, too."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, CaptureError):
+            raise
+        raise CaptureError(
+            f"the backward pass cannot be traced: {str(error).splitlines()[0]} If an in-place update overwrites what "
+            "the backward needs, update a copy."
+        ) from error
 
 
 class _Captured(Exception):

@@ -26,6 +26,8 @@ def resolve_inputs(
     placeholders carry `meta["val"]`, and of a Hugging Face model (`dummy_inputs`, with labels if it takes them).
     Raises :class:`InputsUnknownError` elsewhere.
     """
+    if not isinstance(args, (tuple, list)):
+        raise InputsUnknownError(f"example_inputs must be a tuple of arguments, not a {type(args).__name__}. {_HOW}")
     if isinstance(model, torch.export.ExportedProgram):
         given, keyword = model.example_inputs or ((), {})
         return model.module(), tuple(args) or tuple(given), dict(kwargs or keyword)

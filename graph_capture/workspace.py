@@ -95,9 +95,15 @@ class MeasuredWorkspace(WorkspaceModel):
         if too_large or any(t.device.type != "cpu" for t in tensors):
             self.declared.add(str(target))
             return self.fallback.footprint(target, args, kwargs, result)
-        self.measured.add(str(target))
         positional, keyword = tree_map(_Spec.of, (tuple(args), dict(kwargs)))
-        return _measure(target, _freeze(positional), _freeze(keyword))
+        try:
+            footprint = _measure(target, _freeze(positional), _freeze(keyword))
+        except RuntimeError:
+            # Under autocast some kernels return other dtypes than torch's own shape functions say, and then refuse them.
+            self.declared.add(str(target))
+            return self.fallback.footprint(target, args, kwargs, result)
+        self.measured.add(str(target))
+        return footprint
 
 
 def _tensors(item: Any) -> list[torch.Tensor]:
