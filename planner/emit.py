@@ -24,7 +24,6 @@ from planner.errors import RewriteError
 from planner.random_state import replay, save_random_state
 from solvers.schedule import Compute, Schedule, programs_of
 
-
 BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
 BATCH_NORM_WITHOUT_STATISTICS = torch.ops.aten._native_batch_norm_legit.no_stats
 
@@ -253,7 +252,7 @@ class _Emitter:
 
 
 def _without_statistics(program: _Program, node: fx.Node) -> fx.Node:
-    """Batch normalisation once more: its running statistics were updated by the first run, and may have changed since."""
+    """Batch normalisation once more: the first run updated the running statistics, which may have changed since."""
     x, weight, bias, _, _, training, momentum, eps = node.args
     arguments = fx.map_arg((x, weight, bias, training, momentum, eps), program.get)
     emitted = program.graph.call_function(BATCH_NORM_WITHOUT_STATISTICS, arguments, {})

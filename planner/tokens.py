@@ -104,6 +104,11 @@ class OutputWatch:
 
     def starts(self, gradients: Sequence[Any]) -> None:
         """Called by autograd with what arrived at the outputs."""
+        if torch.is_grad_enabled():
+            raise RewriteError(
+                "a planned model has no double backward: gradients were asked for with create_graph=True. Call "
+                "planner.restore(model) for steps that differentiate twice."
+            )
         for position, reference in self.unplanned:
             output = reference()
             if output is not None and (output.retains_grad or _foreign_hooks(output)):

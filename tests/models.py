@@ -199,9 +199,7 @@ def whisper() -> Case:
         attn_implementation="eager",
     )
     audio = torch.randn(4, 8, 64)
-    return Case(
-        WhisperForConditionalGeneration(config), kwargs={"input_features": audio, "labels": _tokens(length=20)}
-    )
+    return Case(WhisperForConditionalGeneration(config), kwargs={"input_features": audio, "labels": _tokens(length=20)})
 
 
 @model

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import io
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy
@@ -51,7 +51,7 @@ class Model(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([Block() for _ in range(4)])
+        self.blocks = nn.ModuleList([Block() for _ in range(3)])
         self.head = nn.Linear(WIDTH, 10)
         self.register_buffer("shift", torch.zeros(WIDTH))
         self.temperature = 1.0
@@ -173,12 +173,27 @@ def step(module: nn.Module, **changes: Any) -> dict[str, Tensor]:
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    """A pair after one step, whose plan recomputes."""
-    torch.compiler.reset()
+def pair() -> Pair:
+    """A pair after one step, to be changed."""
     pair = Pair(Model, **inputs())
     pair.same(step)
-    yield pair
+    return pair
+
+
+@pytest.fixture(scope="module")
+def steady_pair() -> Pair:
+    """A pair that no test changes."""
+    return Pair(Model, **inputs())
+
+
+@pytest.fixture
+def steady(steady_pair: Pair) -> Pair:
+    """A pair that the test must leave as it is, but for its parameters, buffers and gradients."""
+    torch.manual_seed(3)
+    state = Model().state_dict()
+    steady_pair.both(lambda m: (m.load_state_dict(state), m.zero_grad()))
+    steady_pair.same(step)
+    return steady_pair
 
 
 def set_on(path: str, value: Any) -> Action:
@@ -195,15 +210,17 @@ def set_on(path: str, value: Any) -> Action:
 
 
 @pytest.mark.parametrize("shape", [(2, 12), (5, 12), (1, 12), (4, 7), (4, 16), (1, 2)], ids=str)
-def test_another_shape(pair: Pair, shape: tuple[int, int]) -> None:
-    pair.same(lambda m: step(m, **inputs(*shape)))
-    pair.same(step)
+def test_another_shape(steady: Pair, shape: tuple[int, int]) -> None:
+    steady.same(lambda m: step(m, **inputs(*shape)))
+    steady.same(step)
 
 
-@pytest.mark.parametrize("change", [{"power": 2}, {"power": 3}, {"scale": 0.5}, {"scale": -1.0}, {"power": True}], ids=str)
-def test_a_keyword_that_changes(pair: Pair, change: dict[str, Any]) -> None:
-    pair.same(lambda m: step(m, **change))
-    pair.same(step)
+@pytest.mark.parametrize(
+    "change", [{"power": 2}, {"power": 3}, {"scale": 0.5}, {"scale": -1.0}, {"power": True}], ids=str
+)
+def test_a_keyword_that_changes(steady: Pair, change: dict[str, Any]) -> None:
+    steady.same(lambda m: step(m, **change))
+    steady.same(step)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +262,7 @@ def test_eval_of_the_whole_model(pair: Pair) -> None:
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode], ids=["no_grad", "inference_mode"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_without_gradients(pair: Pair, context: Callable[[], Any], training: bool) -> None:
+def test_without_gradients(steady: Pair, context: Callable[[], Any], training: bool) -> None:
     def forward(module: nn.Module) -> Any:
         module.train(training)
         with context():
@@ -253,8 +270,8 @@ def test_without_gradients(pair: Pair, context: Callable[[], Any], training: boo
         module.train()
         return result
 
-    pair.same(forward)
-    pair.same(step)
+    steady.same(forward)
+    steady.same(step)
 
 
 def test_a_rebound_buffer(pair: Pair) -> None:
@@ -271,19 +288,19 @@ def test_a_rebound_parameter(pair: Pair) -> None:
 
 
 def test_a_parameter_tied_later(pair: Pair) -> None:
-    pair.both(lambda m: setattr(m.blocks[1].linear, "weight", m.blocks[3].linear.weight))
+    pair.both(lambda m: setattr(m.blocks[1].linear, "weight", m.blocks[2].linear.weight))
     pair.same(step)
 
 
 def test_a_parameter_untied_later() -> None:
     def make() -> nn.Module:
         module = Model()
-        module.blocks[1].linear.weight = module.blocks[3].linear.weight
+        module.blocks[1].linear.weight = module.blocks[2].linear.weight
         return module
 
     pair = Pair(make, **inputs())
     pair.same(step)
-    pair.both(lambda m: setattr(m.blocks[1].linear, "weight", nn.Parameter(m.blocks[3].linear.weight.detach().clone())))
+    pair.both(lambda m: setattr(m.blocks[1].linear, "weight", nn.Parameter(m.blocks[2].linear.weight.detach().clone())))
     pair.same(step)
 
 
@@ -301,7 +318,7 @@ def test_a_module_inserted_after_the_first_step(pair: Pair) -> None:
 
 
 def test_a_block_replaced_or_removed(pair: Pair) -> None:
-    pair.both(lambda m: m.blocks.__delitem__(3))
+    pair.both(lambda m: m.blocks.__delitem__(2))
     pair.same(step)
     pair.both(lambda m: m.blocks.__setitem__(0, nn.Identity()))
     pair.same(step)
@@ -340,20 +357,20 @@ def test_another_dtype(pair: Pair) -> None:
     pair.same(lambda m: step(m, x=inputs()["x"].bfloat16()))
 
 
-def test_autocast_on_and_off(pair: Pair) -> None:
+def test_autocast_on_and_off(steady: Pair) -> None:
     def under_autocast(module: nn.Module) -> Any:
         with torch.autocast("cpu", torch.bfloat16):
             result = module(**inputs())
         result["loss"].backward()
         return {k: v.detach() for k, v in result.items()}
 
-    pair.same(under_autocast)
-    pair.same(step)
+    steady.same(under_autocast)
+    steady.same(step)
 
 
-def test_non_contiguous_inputs(pair: Pair) -> None:
+def test_non_contiguous_inputs(steady: Pair) -> None:
     x = inputs()["x"].transpose(0, 1).contiguous().transpose(0, 1)
-    pair.same(lambda m: step(m, x=x))
+    steady.same(lambda m: step(m, x=x))
 
 
 def test_the_same_tensor_for_two_arguments() -> None:
@@ -412,7 +429,7 @@ def test_a_call_counter_may_count_far() -> None:
     """Every new number is a new capture for the guards; none of them may be stale."""
     pair = Pair(Remembers, **inputs())
     pair.both(lambda m: m.history.clear())
-    for _ in range(12):
+    for _ in range(5):
         pair.same(step)
         pair.both(lambda m: m.history.clear())
 
@@ -518,36 +535,36 @@ def test_a_generator_of_its_own() -> None:
 # Several calls in flight, and other ways to ask for gradients.
 
 
-def test_two_forwards_before_two_backwards(pair: Pair) -> None:
+def test_two_forwards_before_two_backwards(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         first, second = module(**inputs()), module(**inputs(3, 12))
         first["loss"].backward()
         second["loss"].backward()
         return first["loss"].detach(), second["loss"].detach()
 
-    pair.same(act)
+    steady.same(act)
 
 
-def test_backwards_in_the_other_order(pair: Pair) -> None:
+def test_backwards_in_the_other_order(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         first, second = module(**inputs()), module(**inputs())
         second["loss"].backward()
         first["loss"].backward()
         return first["loss"].detach(), second["loss"].detach()
 
-    pair.same(act)
+    steady.same(act)
 
 
-def test_called_twice_in_one_step(pair: Pair) -> None:
+def test_called_twice_in_one_step(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         loss = module(**inputs())["loss"] * 2 + module(**inputs(), scale=0.5)["loss"] + module(**inputs(2))["loss"]
         loss.backward()
         return loss.detach()
 
-    pair.same(act)
+    steady.same(act)
 
 
-def test_output_held_across_steps(pair: Pair) -> None:
+def test_output_held_across_steps(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         held = []
         for _ in range(3):
@@ -556,25 +573,25 @@ def test_output_held_across_steps(pair: Pair) -> None:
             held.append(out)
         return [{k: v.detach() for k, v in out.items()} for out in held]
 
-    pair.same(act)
+    steady.same(act)
 
 
-def test_a_forward_whose_backward_never_comes(pair: Pair) -> None:
+def test_a_forward_whose_backward_never_comes(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         module(**inputs())
         return step(module)
 
-    pair.same(act)
+    steady.same(act)
 
 
-def test_gradient_accumulation(pair: Pair) -> None:
+def test_gradient_accumulation(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         return [step(module, **inputs(b)) for b in (4, 4, 2)]
 
-    pair.same(act)
+    steady.same(act)
 
 
-def test_training_with_an_optimizer(pair: Pair) -> None:
+def test_training_with_an_optimizer(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         optimizer = torch.optim.AdamW(module.parameters(), lr=0.01)
         losses = []
@@ -584,10 +601,10 @@ def test_training_with_an_optimizer(pair: Pair) -> None:
             optimizer.step()
         return losses
 
-    pair.same(act)
+    steady.same(act)
 
 
-def test_retain_graph_twice(pair: Pair) -> None:
+def test_retain_graph_twice(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         loss = module(**inputs())["loss"]
         loss.backward(retain_graph=True)
@@ -595,21 +612,23 @@ def test_retain_graph_twice(pair: Pair) -> None:
         loss.backward()
         return loss.detach()
 
-    pair.same(act)
+    steady.same(act)
 
 
-def test_a_second_backward_without_retain_graph(pair: Pair) -> None:
+def test_a_second_backward_without_retain_graph(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         loss = module(**inputs())["loss"]
         loss.backward()
         loss.backward()
 
-    pair.both_refuse(act, "second time")
+    steady.both_refuse(act, "second time")
 
 
-@pytest.mark.parametrize("names", [["head.weight"], ["blocks.2.linear.weight", "blocks.2.norm.bias"], ["blocks.0.linear.bias"]])
+@pytest.mark.parametrize(
+    "names", [["head.weight"], ["blocks.2.linear.weight", "blocks.2.norm.bias"], ["blocks.0.linear.bias"]]
+)
 @pytest.mark.parametrize("retain", [False, True])
-def test_autograd_grad_of_some_parameters(pair: Pair, names: list[str], retain: bool) -> None:
+def test_autograd_grad_of_some_parameters(steady: Pair, names: list[str], retain: bool) -> None:
     def act(module: nn.Module) -> Any:
         loss = module(**inputs())["loss"]
         gradients = torch.autograd.grad(loss, [module.get_parameter(n) for n in names], retain_graph=retain)
@@ -617,49 +636,49 @@ def test_autograd_grad_of_some_parameters(pair: Pair, names: list[str], retain: 
             loss.backward()
         return gradients
 
-    pair.same(act)
-    pair.same(step)
+    steady.same(act)
+    steady.same(step)
 
 
-def test_backward_with_inputs(pair: Pair) -> None:
+def test_backward_with_inputs(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         loss = module(**inputs())["loss"]
-        loss.backward(inputs=[module.head.bias, module.blocks[3].linear.weight])
+        loss.backward(inputs=[module.head.bias, module.blocks[2].linear.weight])
 
-    pair.same(act)
+    steady.same(act)
 
 
-def test_double_backward_is_refused(pair: Pair) -> None:
+def test_double_backward_is_refused(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         loss = module(**inputs())["loss"]
         first = torch.autograd.grad(loss, list(module.parameters()), create_graph=True)
         sum(g.square().sum() for g in first).backward()
 
-    pair.refuses(act, (PlannerError, RuntimeError), "double backward|once_differentiable|twice")
+    steady.refuses(act, RewriteError, "double backward")
 
 
-def test_a_gradient_on_an_output_that_is_not_the_loss(pair: Pair) -> None:
-    pair.refuses(lambda m: m(**inputs())["scores"].square().sum().backward(), RewriteError, "loss_fn")
-    pair.refuses(
+def test_a_gradient_on_an_output_that_is_not_the_loss(steady: Pair) -> None:
+    steady.refuses(lambda m: m(**inputs())["scores"].square().sum().backward(), RewriteError, "loss_fn")
+    steady.refuses(
         lambda m: (lambda out: (out["loss"] + out["scores"].square().sum()).backward())(m(**inputs())),
         RewriteError,
         "loss_fn",
     )
-    pair.both(lambda m: m.zero_grad())
-    pair.same(step)
+    steady.both(lambda m: m.zero_grad())
+    steady.same(step)
 
 
-def test_retain_grad_on_an_output_that_is_not_the_loss(pair: Pair) -> None:
+def test_retain_grad_on_an_output_that_is_not_the_loss(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         out = module(**inputs())
         out["scores"].retain_grad()
         out["loss"].backward()
         return out["scores"].grad
 
-    pair.refuses(act, RewriteError, "output")
+    steady.refuses(act, RewriteError, "output")
 
 
-def test_a_hook_on_an_output_that_is_not_the_loss(pair: Pair) -> None:
+def test_a_hook_on_an_output_that_is_not_the_loss(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         seen: list[Tensor] = []
         out = module(**inputs())
@@ -667,16 +686,16 @@ def test_a_hook_on_an_output_that_is_not_the_loss(pair: Pair) -> None:
         out["loss"].backward()
         return seen
 
-    pair.refuses(act, RewriteError, "output")
+    steady.refuses(act, RewriteError, "output")
 
 
-def test_the_loss_times_a_factor(pair: Pair) -> None:
+def test_the_loss_times_a_factor(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         loss = module(**inputs())["loss"] * 128.0
         loss.backward()
         return loss.detach()
 
-    pair.same(act)
+    steady.same(act)
 
 
 class TwoLosses(Model):
@@ -727,7 +746,7 @@ def test_one_of_two_losses(two_losses: Pair) -> None:
     two_losses.same(act)
 
 
-def test_inputs_that_require_gradients(pair: Pair) -> None:
+def test_inputs_that_require_gradients(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         x = inputs()["x"].requires_grad_()
         scaled = x * 2
@@ -735,29 +754,29 @@ def test_inputs_that_require_gradients(pair: Pair) -> None:
         loss.backward()
         return x.grad
 
-    pair.same(act)
-    pair.same(step)
+    steady.same(act)
+    steady.same(step)
 
 
-def test_set_to_none_false(pair: Pair) -> None:
-    pair.both(lambda m: m.zero_grad(set_to_none=False))
-    pair.same(step)
+def test_set_to_none_false(steady: Pair) -> None:
+    steady.both(lambda m: m.zero_grad(set_to_none=False))
+    steady.same(step)
 
 
 # Tensors that change between forward and backward.
 
 
-def test_an_input_written_between_forward_and_backward(pair: Pair) -> None:
+def test_an_input_written_between_forward_and_backward(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         given = {k: v.clone() for k, v in inputs().items()}
         loss = module(**given)["loss"]
         given["labels"].zero_()
         loss.backward()
 
-    pair.both_refuse(act, "modified by an inplace operation")
+    steady.both_refuse(act, "modified by an inplace operation")
 
 
-def test_an_optimizer_step_between_forward_and_backward(pair: Pair) -> None:
+def test_an_optimizer_step_between_forward_and_backward(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         loss = module(**inputs())["loss"]
         with torch.no_grad():
@@ -765,10 +784,10 @@ def test_an_optimizer_step_between_forward_and_backward(pair: Pair) -> None:
                 parameter.mul_(0.5)
         loss.backward()
 
-    pair.both_refuse(act, "modified by an inplace operation")
+    steady.both_refuse(act, "modified by an inplace operation")
 
 
-def test_an_optimizer_step_between_two_forwards_and_two_backwards(pair: Pair) -> None:
+def test_an_optimizer_step_between_two_forwards_and_two_backwards(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
         first, second = module(**inputs())["loss"], module(**inputs())["loss"]
@@ -776,10 +795,10 @@ def test_an_optimizer_step_between_two_forwards_and_two_backwards(pair: Pair) ->
         optimizer.step()
         second.backward()
 
-    pair.both_refuse(act, "modified by an inplace operation")
+    steady.both_refuse(act, "modified by an inplace operation")
 
 
-def test_an_optimizer_inside_of_the_backward(pair: Pair) -> None:
+def test_an_optimizer_inside_of_the_backward(steady: Pair) -> None:
     """Each parameter is updated as soon as its gradient is there; nothing later in the backward may read it."""
 
     def act(module: nn.Module) -> Any:
@@ -795,14 +814,14 @@ def test_an_optimizer_inside_of_the_backward(pair: Pair) -> None:
             handle.remove()
         return losses
 
-    pair.both(lambda m: m.zero_grad())
-    pair.same(act)
+    steady.both(lambda m: m.zero_grad())
+    steady.same(act)
 
 
 # Hooks.
 
 
-def test_parameter_hooks(pair: Pair) -> None:
+def test_parameter_hooks(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         seen: list[tuple[str, Tensor]] = []
         handles = []
@@ -813,10 +832,10 @@ def test_parameter_hooks(pair: Pair) -> None:
             handle.remove()
         return dict(sorted(seen, key=lambda item: item[0]))
 
-    pair.same(act)
+    steady.same(act)
 
 
-def test_post_accumulate_hooks_fire_in_eager_order(pair: Pair) -> None:
+def test_post_accumulate_hooks_fire_in_eager_order(steady: Pair) -> None:
     """At each firing the same gradients are there as in eager: they are handed over one by one."""
 
     def act(module: nn.Module) -> Any:
@@ -834,7 +853,7 @@ def test_post_accumulate_hooks_fire_in_eager_order(pair: Pair) -> None:
             handle.remove()
         return [name for name, _ in seen], len({tuple(there) for _, there in seen})
 
-    pair.same(act)
+    steady.same(act)
 
 
 def test_a_forward_hook_added_later_on_an_inner_module(pair: Pair) -> None:
@@ -949,61 +968,61 @@ def test_state_dict_and_class(pair: Pair) -> None:
     pair.same(step)
 
 
-def test_a_deep_copy_is_a_plain_model_of_its_own(pair: Pair) -> None:
-    twin = copy.deepcopy(pair.planned)
+def test_a_deep_copy_is_a_plain_model_of_its_own(steady: Pair) -> None:
+    twin = copy.deepcopy(steady.planned)
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.mul_(0.5)
-        for parameter in pair.plain.parameters():
+        for parameter in steady.plain.parameters():
             parameter.mul_(0.5)
     twin.zero_grad()
-    pair.plain.zero_grad()
-    assert_same(observe(twin, step), observe(pair.plain, step))
-    rewrite(twin, pair.plan)
-    assert_same(observe(twin, step), observe(pair.plain, step))
+    steady.plain.zero_grad()
+    assert_same(observe(twin, step), observe(steady.plain, step))
+    rewrite(twin, steady.plan)
+    assert_same(observe(twin, step), observe(steady.plain, step))
 
 
-def test_pickle_gives_a_plain_model(pair: Pair) -> None:
+def test_pickle_gives_a_plain_model(steady: Pair) -> None:
     buffer = io.BytesIO()
-    torch.save(pair.planned, buffer)
+    torch.save(steady.planned, buffer)
     buffer.seek(0)
     loaded = torch.load(buffer, weights_only=False)
     loaded.zero_grad()
-    pair.plain.zero_grad()
-    assert_same(observe(loaded, step), observe(pair.plain, step))
+    steady.plain.zero_grad()
+    assert_same(observe(loaded, step), observe(steady.plain, step))
 
 
-def test_functional_call(pair: Pair) -> None:
+def test_functional_call(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         values = {n: (p.detach() * 0.5).requires_grad_() for n, p in module.named_parameters()}
         result = torch.func.functional_call(module, values, (), inputs())
         result["loss"].backward()
         return {n: v.grad for n, v in values.items()}
 
-    pair.same(act)
+    steady.same(act)
 
 
-def test_torch_checkpoint_around_the_model(pair: Pair) -> None:
+def test_torch_checkpoint_around_the_model(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         x = inputs()["x"].requires_grad_()
         loss = checkpoint(lambda v: module(**{**inputs(), "x": v})["loss"], x, use_reentrant=False)
         loss.backward()
         return loss.detach(), x.grad
 
-    pair.same(act)
+    steady.same(act)
 
 
-def test_saved_tensors_hooks(pair: Pair) -> None:
+def test_saved_tensors_hooks(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         with torch.autograd.graph.save_on_cpu():
             loss = module(**inputs())["loss"]
         loss.backward()
         return loss.detach()
 
-    pair.same(act)
+    steady.same(act)
 
 
-def test_as_a_part_of_another_model(pair: Pair) -> None:
+def test_as_a_part_of_another_model(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         torch.manual_seed(5)
         outer = nn.Linear(WIDTH, WIDTH)
@@ -1011,31 +1030,31 @@ def test_as_a_part_of_another_model(pair: Pair) -> None:
         loss.backward()
         return outer.weight.grad
 
-    pair.same(act)
+    steady.same(act)
 
 
-def test_anomaly_mode(pair: Pair) -> None:
+def test_anomaly_mode(steady: Pair) -> None:
     def act(module: nn.Module) -> Any:
         with torch.autograd.detect_anomaly(check_nan=True):
             return step(module)
 
     with pytest.warns(UserWarning, match="Anomaly"):
-        pair.same(act)
+        steady.same(act)
 
 
-def test_missing_and_extra_arguments(pair: Pair) -> None:
+def test_missing_and_extra_arguments(steady: Pair) -> None:
     for wrong in ({"x": inputs()["x"]}, {**inputs(), "unknown": 1}):
-        for module in (pair.plain, pair.planned):
+        for module in (steady.plain, steady.planned):
             with pytest.raises(TypeError, match="argument"):
                 module(**wrong)
-    pair.same(step)
+    steady.same(step)
 
 
-def test_an_error_of_the_model_is_the_models_own(pair: Pair) -> None:
-    for module in (pair.plain, pair.planned):
-        with pytest.raises((RuntimeError, CaptureError), match="shape|size|match"):
+def test_an_error_of_the_model_is_the_models_own(steady: Pair) -> None:
+    for module in (steady.plain, steady.planned):
+        with pytest.raises((RuntimeError, CaptureError), match=r"shape|size|match"):
             module(**{**inputs(), "x": torch.randn(4, 12, WIDTH + 1)})
-    pair.same(step)
+    steady.same(step)
 
 
 def test_restore_gives_the_plain_model_back(pair: Pair) -> None:
@@ -1049,7 +1068,9 @@ def test_restore_gives_the_plain_model_back(pair: Pair) -> None:
 # Small and odd programs.
 
 
-@pytest.mark.parametrize("make", [lambda: nn.Linear(4, 3), lambda: nn.Linear(4, 3, bias=False)], ids=["bias", "no bias"])
+@pytest.mark.parametrize(
+    "make", [lambda: nn.Linear(4, 3), lambda: nn.Linear(4, 3, bias=False)], ids=["bias", "no bias"]
+)
 def test_a_single_layer(make: Callable[[], nn.Module]) -> None:
     """A backward of one slice."""
     x = torch.randn(2, 4)
