@@ -36,10 +36,6 @@ def resolve_inputs(
             f"a torch.nn.Module or an ExportedProgram can be planned, not a {type(model).__name__}"
         )
     if args or kwargs:
-        if not isinstance(args, (tuple, list)):
-            raise InputsUnknownError(
-                f"example_inputs must be a tuple of arguments, not a {type(args).__name__}. {_HOW}"
-            )
         return model, tuple(args), dict(kwargs or {})
     if isinstance(model, fx.GraphModule):
         values = [node.meta.get("val") for node in model.graph.find_nodes(op="placeholder")]

@@ -81,8 +81,9 @@ class ModelIdentity(Part):
     def differences(self, other: ModelIdentity) -> list[str]:
         """What `other`, the model at hand, has otherwise; one sentence per difference, empty if there is none."""
         found: list[str] = []
+        classes: list[str] = []
         if self.class_name != other.class_name:
-            found.append(f"the plan is for {self.class_name}, the model is {other.class_name}")
+            classes.append(f"the plan is for {self.class_name}, the model is {other.class_name}")
         mine = {row[0]: row for row in self.parameters}
         theirs = {row[0]: row for row in other.parameters}
         found += [f"parameter {name!r} of the plan is missing in the model" for name in mine if name not in theirs]
@@ -94,7 +95,7 @@ class ModelIdentity(Part):
         order = [row[0] for row in self.parameters] != [row[0] for row in other.parameters]
         if not found and order:
             found.append("the parameters are the same, in another order")
-        return sorted(found)
+        return classes + sorted(found)
 
 
 class TensorInput(Part):

@@ -127,8 +127,8 @@ class GuardedCall:
             check_arguments(self._model.forward, args, kwargs)
             raise _own_error(error) from error
         finally:
-            while self._changes:  # the caller's line is three frames up, behind Module.__call__
-                warnings.warn(PlanChangedWarning(f"planned again: {self._changes.pop()}"), stacklevel=4)
+            while self._changes:  # the caller's line is two frames up, behind Module.__call__
+                warnings.warn(PlanChangedWarning(f"planned again: {self._changes.pop()}"), stacklevel=3)
         if len(self.backend.records) > compiled_before and (random.getstate(), _numpy_state()) != state:
             self._forget()
             raise RewriteError(

@@ -402,11 +402,11 @@ def test_differences_between_models_are_spelled_out() -> None:
     assert planned.differences(planned) == []
     other = ModelIdentity.of("m.B", [("w", (2, 4), "float32", False), ("c", (3,), "float32", True)])
     assert planned.differences(other) == [
+        "the plan is for m.A, the model is m.B",
         "parameter 'b' of the plan is missing in the model",
         "parameter 'c' of the model is not in the plan",
         "parameter 'w' has requires_grad False, the plan has True",
         "parameter 'w' has shape (2, 4), the plan has (2, 3)",
-        "the plan is for m.A, the model is m.B",
     ]
     swapped = ModelIdentity.of("m.A", [("b", (3,), "float32", True), ("w", (2, 3), "float32", True)])
     assert planned.differences(swapped) == ["the parameters are the same, in another order"]

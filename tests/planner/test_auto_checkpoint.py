@@ -1,0 +1,65 @@
+"""Two lines in an existing training script: planned and rewritten at the first training step."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from planner import BudgetError, InfeasibleBudgetError, Plan, auto_checkpoint
+from solvers import Auto
+from tests.models import MODELS
+
+QUICK = Auto(time_limit_seconds=3.0)
+
+
+def test_the_first_training_step_plans_with_its_own_inputs() -> None:
+    given = MODELS["returns_dict"]()
+    plain = copy.deepcopy(given.model)
+    plans: list[Plan] = []
+    model = auto_checkpoint(given.model, "60%", on_plan=plans.append, solver=QUICK)
+    assert model is given.model
+    with torch.no_grad():
+        model(*given.args, **given.kwargs)
+    assert not plans
+    for _ in range(3):
+        for one in (plain, model):
+            torch.manual_seed(2)
+            one(*given.args, **given.kwargs)["loss"].backward()
+    (made,) = plans
+    assert made.predicted_peak_bytes <= made.budget_bytes
+    assert made.overhead > 0
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+
+
+def test_eval_runs_plainly_before_and_after() -> None:
+    given = MODELS["returns_dict"]()
+    plain = copy.deepcopy(given.model).eval()
+    expected = plain(*given.args, **given.kwargs)["scores"]
+    model = auto_checkpoint(given.model, "60%", solver=QUICK)
+    model.eval()
+    assert torch.equal(model(*given.args, **given.kwargs)["scores"], expected)
+    model.train()
+    model(*given.args, **given.kwargs)["loss"].backward()
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model(*given.args, **given.kwargs)["scores"], expected)
+
+
+def test_the_budget_is_read_at_once_and_judged_at_the_first_step() -> None:
+    given = MODELS["returns_dict"]()
+    with pytest.raises(BudgetError):
+        auto_checkpoint(given.model, "12")
+    model = auto_checkpoint(given.model, "1%", solver=QUICK)
+    with pytest.raises(InfeasibleBudgetError):
+        model(*given.args, **given.kwargs)
+
+
+def test_state_dict_and_class_stay() -> None:
+    given = MODELS["returns_dict"]()
+    keys, kind = list(given.model.state_dict()), type(given.model)
+    model = auto_checkpoint(given.model, "90%", solver=QUICK)
+    model(*given.args, **given.kwargs)["loss"].backward()
+    assert list(model.state_dict()) == keys
+    assert type(model) is kind
