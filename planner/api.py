@@ -11,6 +11,7 @@ import torch
 
 from graph_capture.capture import Capture, capture
 from graph_capture.devices import Device
+from graph_capture.graph import Graph
 from graph_capture.inputs import resolve_inputs
 from planner.budget import Budget, parse_budget
 from planner.describe import describe_environment, describe_inputs, describe_model, describe_solver
@@ -112,11 +113,6 @@ def plan_of(
     assert captured.eager_peak_bytes is not None
     simulation = simulate(graph, solution.schedule)
     store_all = simulate(graph, Schedule.store_all(graph))
-    covers = [(label, size) for label, size in graph.resident_bytes.items() if size]
-    if graph.gradient_accumulation:
-        covers.append(("gradients already accumulated", graph.accumulated_gradient_bytes))
-    above = budget_bytes - sum(size for _, size in covers)
-    covers.append(("activations, new gradients, temporaries and workspace", max(0, above)))
     overhead = simulation.recomputed_seconds / graph.step_seconds if graph.step_seconds else 0.0
     notes = list(captured.notes)
     if budget_bytes >= store_all.peak_bytes:
@@ -127,7 +123,7 @@ def plan_of(
         inputs=describe_inputs(captured.args, captured.kwargs),
         training=model.training,
         loss=LossPlace(location=captured.loss.location, outputs=captured.loss.outputs, note=captured.loss.note),
-        budget=BudgetRequest(requested=str(wanted), covers=tuple(covers)),
+        budget=BudgetRequest(requested=str(wanted), covers=_covers(graph, budget_bytes)),
         program_fingerprint=captured.program_fingerprint,
         structure_fingerprint=graph.structure_fingerprint,
         fingerprint=graph.fingerprint,
@@ -152,16 +148,31 @@ def plan_of(
         step_seconds=graph.step_seconds,
         message=solution.message,
         notes=tuple(notes),
-        settings={
-            "solver": describe_solver(solver),
-            "device": captured.device.name,
-            "gradient_accumulation": graph.gradient_accumulation,
-            "program_structure": captured.program_structure,
-            "extra_bytes": {k: v for k, v in graph.resident_bytes.items() if k not in _OWN_LINES},
-        },
+        settings=_settings(captured, solver),
         schedule=solution.schedule,  # type: ignore[arg-type]
         graph=graph,  # type: ignore[arg-type]
     )
+
+
+def _covers(graph: Graph, budget_bytes: int) -> tuple[tuple[str, int], ...]:
+    """What the budget is for, line by line; what no line names is left for the schedule to fill."""
+    lines = [(label, size) for label, size in graph.resident_bytes.items() if size]
+    if graph.gradient_accumulation:
+        lines.append(("gradients already accumulated", graph.accumulated_gradient_bytes))
+    rest = budget_bytes - sum(size for _, size in lines)
+    return (*lines, ("activations, new gradients, temporaries and workspace", max(0, rest)))
+
+
+def _settings(captured: Capture, solver: Solver) -> dict[str, Any]:
+    """What a fresh plan for the same model needs to know, when a call arrives that this one was not made for."""
+    graph = captured.graph
+    return {
+        "solver": describe_solver(solver),
+        "device": captured.device.name,
+        "gradient_accumulation": graph.gradient_accumulation,
+        "program_structure": captured.program_structure,
+        "extra_bytes": {k: v for k, v in graph.resident_bytes.items() if k not in _OWN_LINES},
+    }
 
 
 _OWN_LINES = frozenset({"parameters", "buffers", "inputs", "bookkeeping"})
