@@ -99,7 +99,7 @@ class MeasuredWorkspace(WorkspaceModel):
         try:
             footprint = _measure(target, _freeze(positional), _freeze(keyword))
         except RuntimeError:
-            # Under autocast some kernels return other dtypes than torch's own shape functions say, and then refuse them.
+            # Under autocast some kernels return other dtypes than torch's shape functions say, and then refuse those.
             self.declared.add(str(target))
             return self.fallback.footprint(target, args, kwargs, result)
         self.measured.add(str(target))

@@ -69,7 +69,7 @@ def _gpt2(attention: str) -> Case:
         vocab_size=VOCABULARY,
         n_positions=32,
         n_embd=32,
-        n_layer=3,
+        n_layer=2,
         n_head=4,
         bos_token_id=0,
         eos_token_id=0,
@@ -100,7 +100,7 @@ def llama() -> Case:
         vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=32,
@@ -119,7 +119,7 @@ def bert() -> Case:
     config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=32,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=32,
@@ -158,7 +158,7 @@ def vit() -> Case:
 
     config = ViTConfig(
         hidden_size=32,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=64,
         image_size=24,
