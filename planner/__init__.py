@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         InfeasibleBudgetError,
         InputsUnknownError,
         InvalidPlanError,
+        LoopError,
         NoScheduleError,
         PlanFileError,
         PlanMismatchError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         RewriteError,
         UnsupportedModelError,
     )
+    from planner.loops import checkpoint_loop
     from planner.measure import StepMeasurement, measure_step
     from planner.plan_file import Plan
     from planner.rewrite import restore, rewrite
@@ -51,6 +53,7 @@ __all__ = [
     "InfeasibleBudgetError",
     "InputsUnknownError",
     "InvalidPlanError",
+    "LoopError",
     "NoScheduleError",
     "Plan",
     "PlanChangedWarning",
@@ -62,6 +65,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "auto_checkpoint",
+    "checkpoint_loop",
     "format_bytes",
     "measure_step",
     "parse_budget",
@@ -76,6 +80,7 @@ _HOMES = {
     "PlanChangedWarning": "planner.decide",
     "StepMeasurement": "planner.measure",
     "auto_checkpoint": "planner.auto_checkpoint",
+    "checkpoint_loop": "planner.loops",
     "format_bytes": "planner.budget",
     "measure_step": "planner.measure",
     "parse_budget": "planner.budget",

@@ -8,6 +8,7 @@
     │   └── PlanFileError              ... read from a file, or a file that is no plan at all
     ├── PlanMismatchError              a plan that was made for another model, other inputs or another mode
     ├── RewriteError                   a model that cannot be rewritten, or a call that a rewritten model refuses
+    ├── LoopError (ValueError)         a loop that cannot be checkpointed, or is used in a way that it must refuse
     ├── UnsupportedModelError          a model that there is nothing to plan for
     └── FactoryError                   FILE:FACTORY on the command line cannot be loaded or called
 
@@ -34,6 +35,7 @@ __all__ = [
     "InfeasibleBudgetError",
     "InputsUnknownError",
     "InvalidPlanError",
+    "LoopError",
     "NoScheduleError",
     "PlanFileError",
     "PlanMismatchError",
@@ -95,6 +97,10 @@ class PlanMismatchError(PlannerError):
 
 class RewriteError(PlannerError, RuntimeError):
     """A model cannot be rewritten, or a rewritten model is called in a way that it must refuse."""
+
+
+class LoopError(PlannerError, ValueError):
+    """A loop cannot be checkpointed, or is differentiated in a way that it must refuse."""
 
 
 class UnsupportedModelError(PlannerError):
