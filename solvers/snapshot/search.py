@@ -27,7 +27,9 @@ BOUND_MARGIN_PERCENT = 1e-4
 ALL_ROWS_LIMIT = 500
 """Up to so many operators every position has a memory row from the start; above, rows come where they are violated."""
 
-INSTANTS_PER_ROUND, INSTANTS_APART = 2, 8
+INSTANTS_PER_ROUND, INSTANTS_APART, CAREFUL_ROUNDS = 2, 8, 2
+"""New instants of a round, at least so many operators apart; twice as many after the first rounds,
+or while nothing fits. Few instants keep the MILP solvable, many bring its points closer to a schedule."""
 
 MENDABLE = 1.6
 """A lifted sequence whose peak is below this multiple of the budget is worth annealing."""
@@ -255,11 +257,13 @@ class Search:
         """Add the worst positions, apart from each other, as instants, and rows at local maxima."""
         if answer.has_point and answer.objective - answer.dual_bound > 0.5 * (self.best_percent - self.lower_bound):
             self.relative_gap = max(self.relative_gap / 2, 1e-5)
+        careful = self.rounds == 1 or (self.rounds <= CAREFUL_ROUNDS and self.best is not None)
+        most = INSTANTS_PER_ROUND if careful else 2 * INSTANTS_PER_ROUND
         fresh: list[int] = []
         for j in sorted(over, key=lambda j: -over[j]):
             if j not in self.instants and all(abs(j - other) > INSTANTS_APART for other in fresh):
                 fresh.append(j)
-            if len(fresh) == INSTANTS_PER_ROUND:
+            if len(fresh) == most:
                 break
         self.instants.update(fresh)
         if self.rows is not None:

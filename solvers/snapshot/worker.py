@@ -81,8 +81,7 @@ def main() -> None:
             answer, body = _solve(header, model)
         except Exception as error:  # reported to the parent, which raises it there
             answer, body = {"error": f"{type(error).__name__}: {error}"}, b""
-        answer["bytes"] = len(body)
-        answer["ticket"] = header["ticket"]
+        answer = {**answer, "bytes": len(body), "ticket": header["ticket"]}
         _ANSWERS.write(json.dumps(answer).encode() + b"\n" + body)
         _ANSWERS.flush()
 
