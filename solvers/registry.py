@@ -74,6 +74,13 @@ _ENTRIES = (
         SearchClass.PERSISTENT_CHAIN,
     ),
     SolverEntry(
+        "revolve",
+        "solvers.revolve",
+        "Revolve",
+        "Griewank and Walther 2000: binomial checkpointing of a chain of steps; budgets far below sqrt(N), no bound",
+        SearchClass.ORDERED,
+    ),
+    SolverEntry(
         "store-all",
         "solvers.store_all",
         "StoreAll",
