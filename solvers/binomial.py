@@ -128,18 +128,21 @@ def revolve(n_steps: int, slots: int) -> Iterator[Action]:
     return reversal(n_steps, slots, split)
 
 
-def reversal(n_steps: int, slots: int, decide: Callable[[int, int], int]) -> Iterator[Action]:
+def reversal(
+    n_steps: int, slots: int, decide: Callable[[int, int], int], *, start: int = 0, stored: bool = False
+) -> Iterator[Action]:
     """The schedule that follows `decide`, by an explicit stack: chains of any length.
 
     **Arguments:**
 
     - `decide`: for n ≥ 2 steps and s free slots: how many steps to advance after the state in hand has been stored, or
       0 to record the first step instead, in one of the slots.
+    - `start`: the first of the steps. `stored`: the state before it is in one of the slots, and not in hand.
     """
     if n_steps == 0:
         return
     # (first step, steps, slots, whether the state before the first step is stored); no steps: a record to be reversed.
-    stack = [(0, n_steps, slots, False)]
+    stack = [(start, n_steps, slots, stored)]
     while stack:
         start, length, free, stored = stack.pop()
         if length == 0:
