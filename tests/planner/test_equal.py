@@ -11,6 +11,7 @@ import pytest
 from planner import NoScheduleError
 from solvers.auto import Auto
 from solvers.chen import ChenGreedy, ChenSqrt
+from solvers.revolve import Revolve
 from solvers.solution import Solver
 from solvers.store_all import StoreAll
 from tests.models import MODELS
@@ -21,6 +22,7 @@ SOLVERS: dict[str, Solver] = {
     "auto": Auto(time_limit_seconds=2.0),
     "chen-greedy": ChenGreedy(),
     "chen-sqrt": ChenSqrt(),
+    "revolve": Revolve(),
     "store-all": StoreAll(),
     "always": RecomputeAlways(),
 }
@@ -28,6 +30,7 @@ CASES = [
     ("gpt2_eager", "50%", "auto"),
     ("gpt2_sdpa", "60%", "chen-greedy"),
     ("llama", "60%", "chen-greedy"),
+    ("gpt2_eager", "45%", "revolve"),
     ("bert", "1TiB", "always"),
     ("t5", "50%", "auto"),
     ("vit", "1TiB", "always"),
