@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from planner.errors import LoopError
@@ -26,6 +27,12 @@ class Recorded:
     def detached(self) -> Leaves:
         """The next state."""
         return [output.detach() for output in self.outputs]
+
+
+def owner_of(step: Callable[..., Any]) -> nn.Module | None:
+    """The module that `step` is, or is a method of."""
+    owner = step if isinstance(step, nn.Module) else getattr(step, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
 
 
 class LoopStep:
@@ -109,7 +116,15 @@ class LoopStep:
         with torch.enable_grad():
             mark = torch.zeros((), requires_grad=True).clone().grad_fn
         assert mark is not None
+        owner = owner_of(self.step)
+        buffers = {name: (b, b._version) for name, b in owner.named_buffers()} if owner is not None else {}
         recorded = self.record(leaves, wanted)
+        for name, (buffer, version) in buffers.items():
+            if buffer._version != version:
+                raise LoopError(
+                    f"the step changes the buffer {name} of its module, which would happen again whenever "
+                    "a step is run again: put the module into eval mode, or make the buffer part of the state"
+                )
         known = {id(tensor) for tensor in (*recorded.inputs, *self.parameters)}
         edges = {(p.grad_fn, p.output_nr) for p in self.parameters if p.grad_fn is not None}
         pending: list[Any] = [(o.grad_fn, o.output_nr) for o in recorded.outputs if o.grad_fn is not None]

@@ -19,10 +19,11 @@ the backward, so that the last step need not run again. Every step runs with gra
 end as if nothing had run again. A gradient that would have to go to a tensor that was not given is an error, found on
 the record of the last step. A parameter or a start that was changed in place before the backward is torch's error.
 
-*Limits*: the step must be a pure function of its state and parameters: side effects (a BatchNorm's statistics, a list
-that is appended to, a counter in Python) happen again whenever a step does; a step that depends on its number keeps
-it in the state, as an integer tensor. No double backward, no forward mode, no `vmap`. A parameter that a step uses
-several times gets its gradient in another order of additions than in plain autograd, else gradients are bit-equal.
+*Limits*: the step must be a pure function of its state and parameters: side effects (a list that is appended to, a
+counter in Python) happen again whenever a step does; a buffer that the step's own module changes, as a BatchNorm's
+statistics, is an error; a step that depends on its number keeps it in the state, as an integer tensor. No double
+backward, no forward mode, no `vmap`. A parameter that a step uses several times gets its gradient in another order of
+additions than in plain autograd, else gradients are bit-equal.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from planner.errors import LoopError
-from planner.loop_step import Leaves, LoopStep, RandomStates, Recorded
+from planner.loop_step import Leaves, LoopStep, RandomStates, Recorded, owner_of
 from solvers.binomial import Action, Advance, Free, Record, Restore, Reverse, Store, revolve
 from solvers.binomial_mixed import mixed
 
@@ -93,8 +94,8 @@ def _parameters_of(
 ) -> Iterator[torch.Tensor]:
     """Each tensor that needs a gradient once, those of the step's own module included."""
     given = parameters.parameters() if isinstance(parameters, nn.Module) else parameters or ()
-    owner = step if isinstance(step, nn.Module) else getattr(step, "__self__", None)
-    own = owner.parameters() if isinstance(owner, nn.Module) else ()
+    owner = owner_of(step)
+    own = owner.parameters() if owner is not None else ()
     seen: set[int] = set()
     for tensor in (*given, *own):
         if not isinstance(tensor, torch.Tensor):

@@ -301,3 +301,10 @@ def test_a_hook_on_a_parameter_is_refused() -> None:
         checkpoint_loop(lambda x: weight * x, start, 5, slots=2, parameters=[weight])
     handle.remove()
     checkpoint_loop(lambda x: weight * x, start, 5, slots=2, parameters=[weight])
+
+
+def test_a_buffer_that_changes_is_refused() -> None:
+    norm = nn.BatchNorm1d(6)
+    with pytest.raises(LoopError, match="changes the buffer num_batches_tracked"):
+        checkpoint_loop(norm, torch.randn(3, 6), 5, slots=2)
+    assert checkpoint_loop(norm.eval(), torch.randn(3, 6), 5, slots=2).requires_grad
