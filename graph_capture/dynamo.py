@@ -19,8 +19,10 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._guards import TracingContext, tracing
+from torch._inductor import config as inductor_config
 
 from graph_capture.errors import CaptureError
 from graph_capture.huggingface import as_in_eager
@@ -51,6 +53,18 @@ def dynamo_settings() -> Iterator[None]:
         known: set(getattr(config, known)) | _logging_functions(),
     }
     with config.patch(settings), as_in_eager():
+        yield
+
+
+@contextlib.contextmanager
+def aot_settings() -> Iterator[None]:
+    """The settings under which AOTAutograd traces for us.
+
+    - `donated_buffer=False`: buffers that the backward may overwrite would forbid `retain_graph=True`.
+    - `fallback_random` (Inductor's, which fx reads): a random operator whose result nobody uses stays, because it
+      advances the generator, and with it what every later random operator draws.
+    """
+    with functorch_config.patch(donated_buffer=False), inductor_config.patch(fallback_random=True):
         yield
 
 
@@ -91,7 +105,7 @@ class CapturedCall:
             found.append(joint)
             raise _Captured
 
-        with tracing(self.context), _trace_errors():
+        with tracing(self.context), aot_settings(), _trace_errors():
             prepared = prepare(self.module, self.example_inputs, loss_outputs)
             with contextlib.suppress(_Captured):
                 aot_module_simplified(

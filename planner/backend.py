@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._guards import TracingContext
 
 from graph_capture.build import Binding
+from graph_capture.dynamo import aot_settings
 from graph_capture.graph import Graph
 from graph_capture.joint import Joint, partitioner
 from graph_capture.prepare import differentiable_outputs, prepare
@@ -100,8 +100,7 @@ class PlannedBackend:
             return tuple(results)
 
         run_first_slice._boxed_call = True  # type: ignore[attr-defined]
-        # Buffers that the backward may overwrite ("donated") would forbid retain_graph=True.
-        with functorch_config.patch(donated_buffer=False):
+        with aot_settings():
             compiled = aot_module_simplified(
                 prepared.module,
                 list(prepared.example_inputs),

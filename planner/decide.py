@@ -73,8 +73,8 @@ class Decider:
             reason = (
                 "the model returns a result that the plan recomputes"
                 if peak is None
-                else f"the same graph at larger shapes needs {format_bytes(peak)} with the plan's decisions, the budget "
-                f"is {format_bytes(self.plan.budget_bytes)}"
+                else f"the same graph at larger shapes needs {format_bytes(peak)} with the plan's decisions, the "
+                f"budget is {format_bytes(self.plan.budget_bytes)}"
             )
         else:
             reason = self._difference(bare)

@@ -507,6 +507,20 @@ def test_randomness_of_python_and_numpy(draw: Callable[[], Any]) -> None:
         assert isinstance(outcomes[1], Exception) or assert_same(outcomes[1], outcomes[0]) is None
 
 
+def test_random_numbers_that_nobody_uses_are_drawn_all_the_same() -> None:
+    """They advance the generator: what is drawn after them depends on it."""
+
+    class DrawsInVain(Model):
+        def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            torch.rand(3)
+            F.dropout(x, 0.5)
+            return super().forward(x, labels)
+
+    pair = Pair(DrawsInVain, **inputs())
+    pair.same(step)
+    pair.same(step)
+
+
 def test_a_generator_of_its_own() -> None:
     generator = torch.Generator()
 
