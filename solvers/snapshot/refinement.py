@@ -67,17 +67,19 @@ class SnapshotRefinement(Solver):
         began = time.monotonic()
         store_all = Schedule.store_all(graph)
         baseline = simulate(graph, store_all)
-        if baseline.peak_bytes <= budget_bytes:
+        fits = baseline.peak_bytes <= budget_bytes
+        if fits or not len(graph):  # without operators, what is resident decides alone
             return Solution(
                 solver=self.name,
-                status=Status.OPTIMAL,
-                schedule=store_all,
-                overhead=0.0,
-                lower_bound=0.0,
-                predicted_peak_bytes=baseline.peak_bytes,
+                status=Status.OPTIMAL if fits else Status.INFEASIBLE,
+                schedule=store_all if fits else None,
+                overhead=0.0 if fits else math.inf,
+                lower_bound=0.0 if fits else math.inf,
+                predicted_peak_bytes=baseline.peak_bytes if fits else 0,
                 search_class=SearchClass.ORDERED,
                 bound_scope=BOUND_SCOPE,
                 seconds=time.monotonic() - began,
+                message="" if fits else f"what is resident needs {baseline.peak_bytes:,} bytes by itself",
                 smallest_known_budget_bytes=baseline.peak_bytes,
             )
         reduction = reduce(graph, baseline.peak_bytes)
