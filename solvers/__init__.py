@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from solvers.auto import Auto
     from solvers.checkmate import Checkmate
     from solvers.chen import ChenGreedy, ChenSqrt
+    from solvers.heterogeneous_chain import HeterogeneousChain
     from solvers.revolve import Revolve
     from solvers.snapshot import SnapshotRefinement
     from solvers.store_all import StoreAll
@@ -30,6 +31,7 @@ __all__ = [
     "ChenSqrt",
     "Compute",
     "Free",
+    "HeterogeneousChain",
     "Revolve",
     "Schedule",
     "ScheduleError",

@@ -53,7 +53,7 @@ class Chain:
 def chain_of(graph: Graph) -> Chain | None:
     """The forward phase as a chain; `None` if nothing cuts it."""
     count = graph.last_forward + 1
-    spans = _forward_spans(graph)
+    spans = forward_spans(graph)
     negligible = _NEGLIGIBLE * sum(graph.values[v].size_bytes for o in graph.operators[:count] for v in o.outputs)
     best: tuple[float, Chain] | None = None
     for share in _SHARES:
@@ -69,6 +69,15 @@ def chain_of(graph: Graph) -> Chain | None:
         if best is None or score < best[0]:
             best = score, Chain(cuts, step_bytes, frozenset(long_lived))
     return best[1] if best else None
+
+
+def no_chain_reason(graph: Graph) -> str | None:
+    """Why a solver of chains does not apply to the graph; `None` if it does (or if there is nothing to do)."""
+    if all(operator.phase == "forward" for operator in graph.operators):
+        return None if not len(graph) else "does not apply: the graph has no backward phase"
+    if chain_of(graph) is None:
+        return "does not apply: nothing cuts the forward graph; behind every operator several are still read"
+    return None
 
 
 def segment_order(graph: Graph, boundaries: Sequence[int]) -> list[int]:
@@ -114,11 +123,11 @@ def _crossing(graph: Graph, boundaries: Sequence[int]) -> set[int]:
     def segment(operator: int) -> int:
         return bisect.bisect_left(boundaries, operator)
 
-    spans = _forward_spans(graph)
+    spans = forward_spans(graph)
     return {v for v, (made, last_read) in spans.items() if segment(made) != segment(last_read)}
 
 
-def _forward_spans(graph: Graph) -> dict[int, tuple[int, int]]:
+def forward_spans(graph: Graph) -> dict[int, tuple[int, int]]:
     """For each value that the forward phase reads: its producer and the last forward operator that reads it."""
     spans: dict[int, tuple[int, int]] = {}
     for index, operator in enumerate(graph.operators[: graph.last_forward + 1]):

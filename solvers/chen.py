@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graph_capture.graph import Graph
-from solvers.chain_cuts import Chain, chain_of, segment_order
+from solvers.chain_cuts import Chain, chain_of, no_chain_reason, segment_order
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver
 from solvers.verdict import Candidate, Verdict, judge
@@ -57,11 +57,7 @@ class _Segments(Solver):
 
     def applies_to(self, graph: Graph) -> str | None:
         """The reason why the graph has no segments, if it has none."""
-        if all(operator.phase == "forward" for operator in graph.operators):
-            return None if not len(graph) else "does not apply: the graph has no backward phase"
-        if chain_of(graph) is None:
-            return "does not apply: nothing cuts the forward graph; behind every operator several are still read"
-        return None
+        return no_chain_reason(graph)
 
     def solve(self, graph: Graph, budget_bytes: int) -> Solution:
         """The cheapest of the solver's plans that fits the budget."""

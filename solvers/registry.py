@@ -81,6 +81,13 @@ _ENTRIES = (
         SearchClass.ORDERED,
     ),
     SolverEntry(
+        "heterogeneous-chain",
+        "solvers.heterogeneous_chain",
+        "HeterogeneousChain",
+        "Beaumont et al. 2019 (rotor): the optimal persistent plan of a chain of unequal blocks; seconds, no bound",
+        SearchClass.PERSISTENT_CHAIN,
+    ),
+    SolverEntry(
         "store-all",
         "solvers.store_all",
         "StoreAll",

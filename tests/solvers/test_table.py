@@ -9,7 +9,18 @@ from dataclasses import dataclass
 import pytest
 
 from graph_capture.graph import Graph, Operator, Value
-from solvers import SOLVERS, Auto, Checkmate, ChenGreedy, ChenSqrt, Revolve, SnapshotRefinement, StoreAll, solver_class
+from solvers import (
+    SOLVERS,
+    Auto,
+    Checkmate,
+    ChenGreedy,
+    ChenSqrt,
+    HeterogeneousChain,
+    Revolve,
+    SnapshotRefinement,
+    StoreAll,
+    solver_class,
+)
 from solvers.registry import UnknownSolverError
 from solvers.schedule import Schedule
 from solvers.simulator import simulate
@@ -42,6 +53,7 @@ TABLE = {
     "chen-sqrt": Row(ChenSqrt(), _segments, complete=False),
     "chen-greedy": Row(ChenGreedy(), _segments, complete=False),
     "revolve": Row(Revolve(), _segments, complete=False),
+    "heterogeneous-chain": Row(HeterogeneousChain(), _segments, complete=False),
     "checkmate": Row(Checkmate(time_limit_seconds=20.0), _always, complete=True),
     "snapshot": Row(SnapshotRefinement(time_limit_seconds=20.0, work_limit=3), _always, complete=False),
     "auto": Row(Auto(time_limit_seconds=20.0, work_limit=3), _always, complete=False),

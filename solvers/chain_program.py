@@ -1,0 +1,211 @@
+"""The heterogeneous chain: rotor, optimal persistent checkpointing of a chain whose stages differ.
+
+Beaumont, Eyraud-Dubois, Herrmann, Joly, Shilova: *Optimal checkpointing for heterogeneous chains: how to train deep
+neural networks with limited memory*, Inria RR-9302, arXiv 1911.13214 (2019); the tool is called rotor. Where revolve
+(:mod:`solvers.binomial`) has equal steps and states, here every stage has its own seconds and bytes.
+
+Stage i turns a(i) into a(i + 1); δ(i) is the gradient of a(i), and ā(i + 1) is everything that the backward of stage i
+reads, a(i + 1) included and a(i) not. Four operations:
+
+* F_all: keep a(i), make ā(i + 1);
+* F_ck: keep a(i), the checkpoint, and make a(i + 1);
+* F_∅: consume a(i), make a(i + 1);
+* B: consume δ(i + 1), ā(i + 1) and a(i), make δ(i).
+
+*The dynamic programme* (the paper's theorem 1). C(s, t, m): the fewest seconds from a(s) and δ(t + 1) to δ(s) within m
+bytes, a(s) not counted, is the lesser of
+
+    C1 = min over s' of  Σ_{s ≤ k < s'} u_f(k) + C(s', t, m − ω_a(s')) + C(s, s' − 1, m)     F_ck, F_∅ …, both parts
+    C2 = u_f(s) + C(s + 1, t, m − ω_ā(s + 1)) + u_b(s)                                       F_all, the rest, B
+
+C1 where m ≥ m_∅(s, t): what the forward operations of stages s … t − 1 need beside δ(t + 1); C2 where m ≥ m_all(s, t):
+what F_all of s needs beside δ(t + 1), and B of s beside δ(s + 1). One table answers every budget up to its size.
+
+*Search class*: persistent: what is kept stays until the backward that reads it. *Optimal* in it, for the discretised
+sizes: bytes are rounded up to units, so a plan is always within the bytes, and with a coarse unit dearer than need be.
+*Limits*: for L stages and M units O(L² M) memory and O(L³ M) time, all in numpy: 100 stages and 500 units take a second
+and 80 MB. Schedules that drop a checkpoint before its backward may be cheaper (the paper's section 4.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Seconds = np.ndarray[Any, np.dtype[np.float64]]
+
+Kind = Literal["all", "checkpoint", "drop", "backward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation of a plan: F_all, F_ck (`"checkpoint"`), F_∅ (`"drop"`) or B of a stage."""
+
+    kind: Kind
+    stage: int
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A chain of L stages; sizes are bytes, or units after :meth:`discretised`.
+
+    **Fields:**
+
+    - `ftime`, `btime`: seconds of the forward and the backward of each stage.
+    - `x`: sizes of a(0) … a(L); `xbar`: sizes of ā, aligned with `x`; the first entry is not used.
+    - `ftmp`, `btmp`: what the forward and the backward of each stage need besides; the δ that B makes counts here.
+    - `delta`: sizes of δ(0) … δ(L), with whatever else stays from then on (the gradients of parameters); default `x`.
+    - `all_tmp`: what F_all needs besides, where that is not `ftmp`.
+    """
+
+    ftime: tuple[float, ...]
+    btime: tuple[float, ...]
+    x: tuple[int, ...]
+    xbar: tuple[int, ...]
+    ftmp: tuple[int, ...]
+    btmp: tuple[int, ...]
+    delta: tuple[int, ...] | None = None
+    all_tmp: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        stages = len(self.ftime)
+        short = {"btime": self.btime, "ftmp": self.ftmp, "btmp": self.btmp, "all_tmp": self.all_tmps}
+        long = {"x": self.x, "xbar": self.xbar, "delta": self.deltas}
+        for names, length in ((short, stages), (long, stages + 1)):
+            for name, numbers in names.items():
+                if len(numbers) != length:
+                    raise ValueError(f"{name} has {len(numbers)} entries; a chain of {stages} stages needs {length}")
+        for name, numbers in {"ftime": self.ftime, **short, **long}.items():
+            if any(not number >= 0 for number in numbers):
+                raise ValueError(f"{name} has an entry that is negative or not a number")
+
+    def __len__(self) -> int:
+        return len(self.ftime)
+
+    @property
+    def deltas(self) -> tuple[int, ...]:
+        """The sizes of δ(0) … δ(L)."""
+        return self.x if self.delta is None else self.delta
+
+    @property
+    def all_tmps(self) -> tuple[int, ...]:
+        """What F_all of each stage needs besides."""
+        return self.ftmp if self.all_tmp is None else self.all_tmp
+
+    @property
+    def store_all_bytes(self) -> int:
+        """What is needed for F_all of every stage: from here on a larger budget is of no use."""
+        kept, peak = self.x[0] if len(self) else 0, 0
+        for i in range(len(self)):
+            kept += self.xbar[i + 1]
+            peak = max(peak, kept + self.deltas[-1] + self.all_tmps[i], kept + self.deltas[i + 1] + self.btmp[i])
+        return peak
+
+    def discretised(self, unit_bytes: int) -> Chain:
+        """The same chain with every size in units, rounded up."""
+
+        def up(sizes: Sequence[int]) -> tuple[int, ...]:
+            return tuple(-(-size // unit_bytes) for size in sizes)
+
+        sizes = {name: up(getattr(self, name)) for name in ("x", "xbar", "ftmp", "btmp")}
+        optional = {name: up(found) for name in ("delta", "all_tmp") if (found := getattr(self, name)) is not None}
+        return replace(self, **sizes, **optional)
+
+
+class ChainProgram:
+    """The table C(s, t, m) of a chain for every m up to `budget`, in the units of the chain."""
+
+    def __init__(self, chain: Chain, budget: int) -> None:
+        self.chain = chain
+        self.size = min(budget, chain.store_all_bytes)
+        self._elapsed = [0, *accumulate(chain.ftime)]
+        if self.size >= 0:
+            self._fill()
+
+    def makespan(self, budget: int) -> float:
+        """The fewest seconds within the budget, a(0) included; `inf` if nothing fits."""
+        free = self._free(budget)
+        if not len(self.chain):
+            return 0.0
+        return float(self.table[0, len(self.chain) - 1, free]) if free >= 0 else float("inf")
+
+    def plan(self, budget: int) -> list[Operation] | None:
+        """The operations of an optimal plan; `None` if nothing fits."""
+        if self.makespan(budget) == float("inf"):
+            return None
+        operations: list[Operation] = []
+        pending: list[Operation | tuple[int, int, int]] = []
+        if len(self.chain):
+            pending.append((0, len(self.chain) - 1, self._free(budget)))
+        while pending:
+            item = pending.pop()
+            if isinstance(item, Operation):
+                operations.append(item)
+            else:
+                pending += reversed(self._expand(*item))
+        return operations
+
+    def _free(self, budget: int) -> int:
+        return min(budget, self.size) - self.chain.x[0] if len(self.chain) else 0
+
+    def _fill(self) -> None:
+        import numpy as np
+
+        stages, chain, units = len(self.chain), self.chain, self.size + 1
+        self.table: Seconds = np.full((stages, stages, units), np.inf)
+        # The same, moved by ω_a(s): what is left for the part behind a checkpoint at s.
+        self._behind: Seconds = np.full((stages, stages, units), np.inf)
+        self._elapsed_array = np.asarray(self._elapsed, dtype=np.float64)
+        for distance in range(stages):
+            for first in range(stages - distance):
+                last = first + distance
+                cell = self.table[first, last]
+                np.copyto(cell, self._all_seconds(first, last))
+                if distance:
+                    np.minimum(cell, self._checkpoint_seconds(first, last).min(axis=0), out=cell)
+                shift = chain.x[first]
+                if shift < units:
+                    self._behind[first, last, shift:] = cell[: units - shift]
+
+    def _checkpoint_seconds(self, first: int, last: int) -> Seconds:
+        """C1 for every s' = first + 1 … last (rows) and every m (columns)."""
+        chain = self.chain
+        need = chain.x[first + 1] + chain.ftmp[first]
+        for k in range(first + 1, last):
+            need = max(need, chain.x[k] + chain.x[k + 1] + chain.ftmp[k])
+        need = min(need + chain.deltas[last + 1], self.size + 1)
+        seconds = self._behind[first + 1 : last + 1, last] + self.table[first, first:last]
+        seconds += (self._elapsed_array[first + 1 : last + 1] - self._elapsed_array[first])[:, None]
+        seconds[:, :need] = float("inf")
+        return seconds
+
+    def _all_seconds(self, first: int, last: int) -> Seconds:
+        """C2 for every m."""
+        import numpy as np
+
+        chain, kept = self.chain, self.chain.xbar[first + 1]
+        need = kept + max(chain.deltas[last + 1] + chain.all_tmps[first], chain.deltas[first + 1] + chain.btmp[first])
+        seconds: Seconds = np.full(self.size + 1, np.inf)
+        if need <= self.size:
+            rest = self.table[first + 1, last, need - kept : self.size + 1 - kept] if last > first else 0.0
+            seconds[need:] = chain.ftime[first] + chain.btime[first] + rest
+        return seconds
+
+    def _expand(self, first: int, last: int, free: int) -> list[Operation | tuple[int, int, int]]:
+        """The choice that attains C(first, last, free), in order of time."""
+        backward = Operation("backward", first)
+        everything = float(self._all_seconds(first, last)[free])
+        if first == last:
+            return [Operation("all", first), backward]
+        parts = self._checkpoint_seconds(first, last)[:, free]
+        if everything <= parts.min():
+            return [Operation("all", first), (first + 1, last, free - self.chain.xbar[first + 1]), backward]
+        split = first + 1 + int(parts.argmin())
+        drops = [Operation("drop", k) for k in range(first + 1, split)]
+        behind = (split, last, free - self.chain.x[split])
+        return [Operation("checkpoint", first), *drops, behind, (first, split - 1, free)]

@@ -1,0 +1,116 @@
+"""Rotor on real graphs: the optimum of the heterogeneous chain that the blocks of a network form.
+
+Beaumont, Eyraud-Dubois, Herrmann, Joly, Shilova (2019); :mod:`solvers.chain_program` has the paper's dynamic programme
+and the reference, :mod:`solvers.chain_stages` makes a chain of a joint graph and a schedule of a plan.
+
+The programme's memory is that of a chain, in units; the simulator's is that of the graph, in bytes. So the budget of
+the programme is a mere parameter here: one table holds the optimal plans for all of them, and the simulator picks the
+cheapest that fits. Where there are few plans all are judged; where there are many, the largest one that fits is found
+by bisection (need grows with the parameter, nearly) and the plans around it are judged as well. Every plan is tried in
+two forms: as it is, and with the outputs of a stage held until its backward where the paper makes them once more.
+
+*Search class*: persistent chain. *Bound*: none (0): the programme is exact for its chain, which is a restriction.
+*Limits*: nothing is saved inside of a stage unless all that its backward reads is; a skip that passes several stages
+(the encoder of a U-Net) is kept throughout. A graph without a cut or a backward phase is refused by ``applies_to``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+from graph_capture.graph import Graph
+from solvers.chain_cuts import chain_of, no_chain_reason
+from solvers.chain_program import Chain, ChainProgram, Operation
+from solvers.chain_stages import Stages, coarse_cuts
+from solvers.schedule import Schedule
+from solvers.solution import SearchClass, Solution, Solver
+from solvers.verdict import Candidate, Verdict, judge
+
+
+@dataclass(frozen=True)
+class HeterogeneousChain(Solver):
+    """The optimal persistent plans of the chain of stages, judged by the simulator.
+
+    **Fields:**
+
+    - `units`: into how many units the memory of the store-all step is divided.
+    - `max_stages`: a longer chain is made coarser; table and time grow with its square and cube.
+    - `tries`: how many plans are judged in each form.
+    """
+
+    units: int = 500
+    max_stages: int = 128
+    tries: int = 48
+    name: ClassVar[str] = "heterogeneous-chain"
+
+    def __post_init__(self) -> None:
+        for field in ("units", "max_stages", "tries"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
+
+    def applies_to(self, graph: Graph) -> str | None:
+        """The reason why the graph is no chain, if it is none."""
+        return no_chain_reason(graph)
+
+    def solve(self, graph: Graph, budget_bytes: int) -> Solution:
+        """The cheapest of the judged plans that fits the budget."""
+        verdict = Verdict.start(self, graph, budget_bytes, SearchClass.PERSISTENT_CHAIN)
+        reason = self.applies_to(graph)
+        if reason is not None:
+            return verdict.not_applicable(reason)
+        store_all = judge(graph, Schedule.store_all(graph))
+        cuts = chain_of(graph)
+        if store_all.peak_bytes <= budget_bytes or verdict.below_floor or cuts is None:
+            return verdict.conclude([store_all])
+        stages = Stages.of(graph, coarse_cuts(cuts, self.max_stages), cuts.long_lived)
+        judged: list[Candidate] = []
+        trace = [f"{len(stages.forward)} stages, of {len(cuts)} that the graph has"]
+        plans = list(_plans(stages.chain(), self.units))
+        for hold_outputs in (False, True):
+            orders = list(dict.fromkeys(tuple(stages.order(plan, hold_outputs=hold_outputs)) for plan in plans))
+            found = _judge_around(orders, partial(_judge, graph), budget_bytes, self.tries)
+            judged += found
+            trace.append(f"hold_outputs={hold_outputs}: {len(orders)} optimal plans, {len(found)} judged")
+        return verdict.conclude([store_all, *judged], trace=tuple(trace))
+
+
+def _judge(graph: Graph, order: tuple[int, ...]) -> Candidate:
+    return judge(graph, Schedule.from_order(graph, order))
+
+
+def _plans(chain: Chain, units: int) -> Iterator[list[Operation]]:
+    """The optimal plan of every budget of the programme, of the smallest need first."""
+    chain = chain.discretised(max(1, -(-chain.store_all_bytes // units)))
+    program = ChainProgram(chain, chain.store_all_bytes)
+    seconds = float("inf")
+    for budget in range(program.size + 1):
+        found = program.makespan(budget)
+        plan = program.plan(budget) if found < seconds or budget == program.size else None
+        if plan is not None:
+            seconds = found
+            yield plan
+
+
+def _judge_around(
+    orders: list[tuple[int, ...]], judge_order: Callable[[tuple[int, ...]], Candidate], budget_bytes: int, tries: int
+) -> list[Candidate]:
+    """Judge up to `tries` of the plans: all, or those that bisection meets and those around the one that it finds."""
+    judged: dict[int, Candidate] = {}
+
+    def fits(i: int) -> bool:
+        if i not in judged:
+            judged[i] = judge_order(orders[i])
+        return judged[i].peak_bytes <= budget_bytes
+
+    low, high = 0, len(orders) - 1
+    while low < high and len(orders) > tries:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    for i in sorted(range(len(orders)), key=lambda i: abs(i - low)):
+        if len(judged) >= tries:
+            break
+        fits(i)
+    return [judged[i] for i in sorted(judged)]
