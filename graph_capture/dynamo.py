@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.variables.misc import RandomVariable
 from torch._functorch import config as functorch_config
 from torch._functorch.aot_autograd import aot_module_simplified
 from torch._guards import TracingContext, tracing
@@ -39,6 +40,8 @@ def dynamo_settings() -> Iterator[None]:
     - `skip_nnmodule_hook_guards=False`: by default a hook that is added later would be ignored in silence.
     - `allow_rnn`: recurrent layers are traced instead of refused.
     - logging calls in a forward are skipped instead of breaking the graph.
+    - `use_numpy_random_stream`: NumPy's random functions are refused instead of drawn from torch's generator. So are
+      generators of Python's :mod:`random` of the user's own, whose numbers would be repeated at every call.
     - `optimize_ddp=False`: Dynamo's own bucket splitting would cut the graph; the token chain gives the overlap.
     """
     config = torch._dynamo.config
@@ -47,13 +50,25 @@ def dynamo_settings() -> Iterator[None]:
     settings = {
         "skip_nnmodule_hook_guards": False,
         "allow_rnn": True,
+        "use_numpy_random_stream": True,
         "optimize_ddp": False,
         "recompile_limit": RECOMPILE_LIMIT,
         "accumulated_recompile_limit": RECOMPILE_LIMIT * 8,
         known: set(getattr(config, known)) | _logging_functions(),
     }
-    with config.patch(settings), as_in_eager():
+    with config.patch(settings), as_in_eager(), _no_random_objects():
         yield
+
+
+@contextlib.contextmanager
+def _no_random_objects() -> Iterator[None]:
+    """Dynamo traces a `random.Random` without a guard on its state; as an unknown object it breaks the graph."""
+    known = RandomVariable.is_supported_random_obj
+    RandomVariable.is_supported_random_obj = staticmethod(lambda _: False)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        RandomVariable.is_supported_random_obj = staticmethod(known)  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -214,6 +229,12 @@ def check_arguments(function: Callable[..., Any], args: Sequence[Any], kwargs: d
 
 def capture_error(error: BaseException) -> CaptureError:
     """One clear message from what Dynamo raises: the reason, and the line of the user's code that stopped it."""
+    if type(error).__name__ == "FailOnRecompileLimitHit":
+        return CaptureError(
+            f"the model was captured {RECOMPILE_LIMIT} times and changed once more: a number, a flag or a shape that "
+            "its forward reads is another one at every call, as an attribute that it counts up. Keep such a number in a "
+            "tensor (a buffer), or count outside of the forward; TORCH_LOGS=recompiles shows which one it is."
+        )
     text = str(error)
     reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     for label in ("Explanation:", "Developer debug context:"):

@@ -24,7 +24,7 @@ from graph_capture.build import Binding
 from graph_capture.dynamo import aot_settings
 from graph_capture.graph import Graph
 from graph_capture.joint import Joint, partitioner
-from graph_capture.prepare import differentiable_outputs, prepare
+from graph_capture.prepare import differentiable_outputs, output_nodes, prepare
 from planner.emit import Programs, emit
 from planner.slices import ABSENT, boxed, cut
 from planner.tokens import OutputWatch, UnplannedOutput, missing_outputs, start_call, token_gradient
@@ -115,6 +115,7 @@ class PlannedBackend:
         later, late = _later_slices(binding)
         detached = prepared.detached_outputs
         planned = sorted(set(differentiable_outputs(module)) - set(detached))
+        hidden = (*detached, *outputs_that_feed(module, planned))
 
         def run(*arguments: Any) -> Any:
             results = list(compiled(*start_call(slices, arguments, later, late)))
@@ -123,10 +124,19 @@ class PlannedBackend:
                 anchor = torch.zeros((), requires_grad=True)
                 for position in detached:
                     results[position] = UnplannedOutput.apply(anchor, position, results[position])
-                watch.unplanned = tuple((p, weakref.ref(results[p])) for p in detached)
+            watch.hidden = tuple((p, weakref.ref(results[p])) for p in hidden)
             return tuple(results)
 
         return run
+
+
+def outputs_that_feed(module: fx.GraphModule, planned: Collection[int]) -> tuple[int, ...]:
+    """The loss outputs that another one is computed from: part of their gradient arises inside of the model."""
+    outputs = output_nodes(module)
+    sources: dict[fx.Node, set[fx.Node]] = {}
+    for node in module.graph.nodes:
+        sources[node] = {a for i in node.all_input_nodes for a in (i, *sources[i])}
+    return tuple(i for i in planned if any(outputs[i] in sources[outputs[j]] for j in planned))
 
 
 def absent_gradients(binding: Binding, missing: Collection[int]) -> frozenset[int]:

@@ -86,12 +86,13 @@ class OutputWatch:
 
     - A loss output may get no gradient (one of two losses, trained alone). AOTAutograd fills in zeros; eager leaves the
       gradients that depend on nothing else at `None`, and an optimizer treats the two differently.
-    - An output that the loss does not come from is not connected to it: a gradient retained on it would be missing.
+    - A *hidden* output is one that the loss does not come from, or that another output is computed from inside of the
+      model. In eager the loss's gradient passes through it; here a gradient retained on it would be missing.
     """
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self.numbers = numbers
-        self.unplanned: tuple[tuple[int, Any], ...] = ()
+        self.hidden: tuple[tuple[int, Any], ...] = ()
 
     @classmethod
     def on(cls, results: Sequence[Any], planned: Sequence[int]) -> OutputWatch:
@@ -109,12 +110,13 @@ class OutputWatch:
                 "a planned model has no double backward: gradients were asked for with create_graph=True. Call "
                 "planner.restore(model) for steps that differentiate twice."
             )
-        for position, reference in self.unplanned:
+        for position, reference in self.hidden:
             output = reference()
             if output is not None and (output.retains_grad or _foreign_hooks(output)):
                 raise RewriteError(
-                    f"output {position} of the planned model has a hook or retains its gradient, but the plan was made "
-                    "for a loss that does not come from this output. Plan again with loss_fn=..., which reads it."
+                    f"output {position} of the planned model has a hook or retains its gradient, but the gradient of "
+                    "the loss passes inside of the planned backward, where neither would see it. Call "
+                    "planner.restore(model) for such steps."
                 )
         _arrival.missing = tuple(i for i, number in enumerate(self.numbers) if gradients[number] is None)
 

@@ -434,6 +434,24 @@ def test_a_call_counter_may_count_far() -> None:
         pair.both(lambda m: m.history.clear())
 
 
+def test_a_model_that_never_stops_changing_is_refused_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graph_capture.dynamo.RECOMPILE_LIMIT", 2)
+    pair = Pair(Remembers, **inputs())
+    pair.same(step)
+    pair.same(step)
+    pair.refuses(lambda m: [step(m) for _ in range(2)], CaptureError, "at every call")
+
+
+def test_compiled_as_a_part_of_something_larger(steady: Pair) -> None:
+    def act(module: nn.Module) -> Any:
+        outer = torch.compile(lambda x, labels: module(x, labels)["loss"] * 2, backend="eager")
+        loss = outer(**inputs())
+        loss.backward()
+        return loss.detach()
+
+    steady.same(act)
+
+
 def test_python_side_effects_on_arguments() -> None:
     class Fills(Model):
         def forward(self, x: Tensor, cache: dict[str, Any]) -> Tensor:
@@ -485,7 +503,21 @@ def _numpy_uniform() -> Any:
     return numpy.random.uniform(0.5, 2.0)
 
 
-@pytest.mark.parametrize("draw", [_python_uniform, _python_random, _python_choice, _numpy_rand, _numpy_uniform])
+def _numpy_tensor() -> Tensor:
+    return torch.as_tensor(numpy.random.rand(1)).float()
+
+
+_OWN_GENERATOR = random.Random(0)
+
+
+def _python_generator() -> float:
+    return _OWN_GENERATOR.uniform(1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [_python_uniform, _python_random, _python_choice, _numpy_rand, _numpy_uniform, _numpy_tensor, _python_generator],
+)
 def test_randomness_of_python_and_numpy(draw: Callable[[], Any]) -> None:
     """Either equal at every step, or refused at every step: never the same number again."""
     torch.manual_seed(3)
@@ -499,7 +531,7 @@ def test_randomness_of_python_and_numpy(draw: Callable[[], Any]) -> None:
         outcomes = []
         for module in (plain, planned):
             module.zero_grad()
-            random.seed(seed), numpy.random.seed(seed), torch.manual_seed(seed)
+            random.seed(seed), numpy.random.seed(seed), torch.manual_seed(seed), _OWN_GENERATOR.seed(seed)
             try:
                 outcomes.append((step(module), {n: p.grad for n, p in module.named_parameters()}))
             except (PlannerError, CaptureError) as error:
@@ -701,6 +733,25 @@ def test_a_hook_on_an_output_that_is_not_the_loss(steady: Pair) -> None:
         return seen
 
     steady.refuses(act, RewriteError, "output")
+
+
+def test_retain_grad_on_an_output_that_feeds_another() -> None:
+    class ReturnsFeatures(Model):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.body(x)
+            return self.head(y), y
+
+    pair = Pair(ReturnsFeatures, inputs()["x"], loss_fn=lambda result: result[0].mean() + result[1].mean())
+
+    def act(module: nn.Module, retain: bool) -> Any:
+        scores, y = module(inputs()["x"])
+        if retain:
+            y.retain_grad()
+        (scores.mean() + y.mean()).backward()
+        return scores.detach(), y.detach()
+
+    pair.same(lambda m: act(m, False))
+    pair.refuses(lambda m: act(m, True), RewriteError, "output 1")
 
 
 def test_the_loss_times_a_factor(steady: Pair) -> None:
