@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from solvers.checkmate import Checkmate
     from solvers.chen import ChenGreedy, ChenSqrt
     from solvers.heterogeneous_chain import HeterogeneousChain
+    from solvers.moccasin import Moccasin
     from solvers.revolve import Revolve
     from solvers.snapshot import SnapshotRefinement
     from solvers.store_all import StoreAll
@@ -32,6 +33,7 @@ __all__ = [
     "Compute",
     "Free",
     "HeterogeneousChain",
+    "Moccasin",
     "Revolve",
     "Schedule",
     "ScheduleError",

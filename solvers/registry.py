@@ -60,6 +60,13 @@ _ENTRIES = (
         SearchClass.STAGED,
     ),
     SolverEntry(
+        "moccasin",
+        "solvers.moccasin",
+        "Moccasin",
+        "Bartan et al. 2023: constraint programming with retention intervals, up to about 100 operators",
+        SearchClass.INTERVALS,
+    ),
+    SolverEntry(
         "chen-greedy",
         "solvers.chen",
         "ChenGreedy",

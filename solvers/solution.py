@@ -29,6 +29,7 @@ class SearchClass(enum.Enum):
     STORE_ALL = "store-all: every operator once"
     ORDERED = "ordered: first executions in captured order, any recomputation anywhere"
     STAGED = "staged: ordered, and each operator at most once per stage, in order inside of it"
+    INTERVALS = "C intervals: staged, and each value in memory over at most C intervals"
     PERSISTENT_CHAIN = "persistent chain: a checkpointed value stays until its segment's backward"
     MIXED = "the union of the classes of the solvers that took part"
 

@@ -16,6 +16,7 @@ from solvers import (
     ChenGreedy,
     ChenSqrt,
     HeterogeneousChain,
+    Moccasin,
     Revolve,
     SnapshotRefinement,
     StoreAll,
@@ -55,6 +56,7 @@ TABLE = {
     "revolve": Row(Revolve(), _segments, complete=False),
     "heterogeneous-chain": Row(HeterogeneousChain(), _segments, complete=False),
     "checkmate": Row(Checkmate(time_limit_seconds=20.0), _always, complete=True),
+    "moccasin": Row(Moccasin(time_limit_seconds=20.0), _always, complete=False),
     "snapshot": Row(SnapshotRefinement(time_limit_seconds=20.0, work_limit=3), _always, complete=False),
     "auto": Row(Auto(time_limit_seconds=20.0, work_limit=3), _always, complete=False),
 }
@@ -108,7 +110,9 @@ def test_against_brute_force(row: Row, name: str) -> None:
         solution = solved(row, graph, budget_bytes)
         optimum = BruteForce(graph).overhead(budget_bytes)
         assert solution.overhead >= optimum - TOLERANCE
-        if "staged" not in solution.bound_scope:
+        if solution.search_class is SearchClass.INTERVALS:
+            assert "intervals" in solution.bound_scope  # a restriction: its bound is about itself
+        elif "staged" not in solution.bound_scope:
             assert solution.lower_bound <= optimum + TOLERANCE
         else:
             assert solution.lower_bound <= BruteForce(graph, staged=True).overhead(budget_bytes) + TOLERANCE
