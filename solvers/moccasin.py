@@ -6,8 +6,9 @@ binaries. :mod:`solvers.interval_model` has the formulation, and what it counts 
 paper first looks for any solution within the memory, for the start of the second.
 
 *Search class*: C intervals: staged schedules in which no operator runs more than C times. *Bound*: the engine's, for
-that class with its bytes rounded up and nothing reused in place; no bound for any other class. *Limits*: minutes
-rather than seconds beyond a hundred operators; `max_operators` refuses what is larger.
+that class with its bytes rounded up and nothing reused in place; no bound for any other class. *Limits*: with one
+worker and C = 2 the optimum in under a second up to 75 operators, in 9 s on a MobileNet of 185, and nothing within 25 s
+on a ResNet-50 of 353; `max_operators` refuses what is larger.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ _ENTRIES = (
         "moccasin",
         "solvers.moccasin",
         "Moccasin",
-        "Bartan et al. 2023: constraint programming with retention intervals, up to about 100 operators",
+        "Bartan et al. 2023: constraint programming with retention intervals, up to about 200 operators",
         SearchClass.INTERVALS,
     ),
     SolverEntry(
