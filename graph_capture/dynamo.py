@@ -29,6 +29,7 @@ from graph_capture.errors import CaptureError
 from graph_capture.huggingface import as_in_eager
 from graph_capture.joint import Joint, partitioner
 from graph_capture.prepare import example_value, output_nodes, prepare
+from graph_capture.recurrent import dropout_between_layers
 
 RECOMPILE_LIMIT = 256
 
@@ -56,7 +57,7 @@ def dynamo_settings() -> Iterator[None]:
         "accumulated_recompile_limit": RECOMPILE_LIMIT * 8,
         known: set(getattr(config, known)) | _logging_functions(),
     }
-    with config.patch(settings), as_in_eager(), _no_random_objects():
+    with config.patch(settings), as_in_eager(), dropout_between_layers(), _no_random_objects():
         yield
 
 
@@ -79,7 +80,8 @@ def aot_settings() -> Iterator[None]:
     - `fallback_random` (Inductor's, which fx reads): a random operator whose result nobody uses stays, because it
       advances the generator, and with it what every later random operator draws.
     """
-    with functorch_config.patch(donated_buffer=False), inductor_config.patch(fallback_random=True):
+    settings = functorch_config.patch(donated_buffer=False), inductor_config.patch(fallback_random=True)
+    with settings[0], settings[1], dropout_between_layers():
         yield
 
 
@@ -232,8 +234,8 @@ def capture_error(error: BaseException) -> CaptureError:
     if type(error).__name__ == "FailOnRecompileLimitHit":
         return CaptureError(
             f"the model was captured {RECOMPILE_LIMIT} times and changed once more: a number, a flag or a shape that "
-            "its forward reads is another one at every call, as an attribute that it counts up. Keep such a number in a "
-            "tensor (a buffer), or count outside of the forward; TORCH_LOGS=recompiles shows which one it is."
+            "its forward reads is another one at every call, as an attribute that it counts up. Keep such a number in "
+            "a tensor (a buffer), or count outside of the forward; TORCH_LOGS=recompiles shows which one it is."
         )
     text = str(error)
     reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
