@@ -5,10 +5,9 @@ than its own is part of the *boundary* that passes between them, a(k) of :mod:`s
 that passes is kept throughout, as is what an operator makes that must not run twice. The backward phase is cut where,
 in captured order, its operators turn to the values of an earlier stage.
 
-*The sizes are those of the simulator, but for details*: a value that passes two boundaries is counted in both, states
-of random operators and in-place reuse between stages are not counted. So plans are made for many budgets, and the
-simulator says what each of them needs (:mod:`solvers.heterogeneous_chain`). Gradients of parameters, which stay, are
-part of δ.
+*The sizes are those of the simulator, but for details*: states of random operators, delivery copies, and in-place reuse
+between stages are not counted. So plans are made for many budgets, and the simulator says what each of them needs
+(:mod:`solvers.heterogeneous_chain`). Gradients of parameters, which stay, are part of δ.
 """
 
 from __future__ import annotations
@@ -38,6 +37,18 @@ def coarse_cuts(cuts: Cuts, max_stages: int) -> tuple[int, ...]:
     return tuple(chosen)
 
 
+def _fresh_cuts(graph: Graph, cuts: Sequence[int], long_lived: frozenset[int]) -> list[int]:
+    """The cuts over which no value passes that has already passed one: the chain would count it in every boundary."""
+    spans = [span for v, span in forward_spans(graph).items() if v not in long_lived]
+    spans.sort()
+    fresh: list[int] = []
+    for cut in cuts:
+        last = fresh[-1] if fresh else -1
+        if not any(made <= last and cut < last_read for made, last_read in spans[: bisect.bisect(spans, (last + 1,))]):
+            fresh.append(cut)
+    return fresh
+
+
 @dataclass(frozen=True)
 class Stages:
     """The stages of a graph.
@@ -58,8 +69,9 @@ class Stages:
 
     @classmethod
     def of(cls, graph: Graph, cuts: Sequence[int], long_lived: frozenset[int]) -> Stages:
-        """Cut `graph` behind the operators `cuts`."""
+        """Cut `graph` behind the operators `cuts`, but for those over which nothing new passes."""
         count = graph.last_forward + 1
+        cuts = _fresh_cuts(graph, cuts, long_lived)
         ends = [-1, *cuts, count - 1]
         forward = tuple(range(a + 1, b + 1) for a, b in pairwise(ends))
 
