@@ -29,7 +29,7 @@ from graph_capture.errors import CaptureError
 from graph_capture.huggingface import as_in_eager
 from graph_capture.joint import Joint, partitioner
 from graph_capture.prepare import example_value, output_nodes, prepare
-from graph_capture.recurrent import dropout_between_layers
+from graph_capture.recurrent import trained_recurrent_layers
 
 RECOMPILE_LIMIT = 256
 
@@ -57,7 +57,7 @@ def dynamo_settings() -> Iterator[None]:
         "accumulated_recompile_limit": RECOMPILE_LIMIT * 8,
         known: set(getattr(config, known)) | _logging_functions(),
     }
-    with config.patch(settings), as_in_eager(), dropout_between_layers(), _no_random_objects():
+    with config.patch(settings), as_in_eager(), trained_recurrent_layers(), _no_random_objects():
         yield
 
 
@@ -81,7 +81,7 @@ def aot_settings() -> Iterator[None]:
       advances the generator, and with it what every later random operator draws.
     """
     settings = functorch_config.patch(donated_buffer=False), inductor_config.patch(fallback_random=True)
-    with settings[0], settings[1], dropout_between_layers():
+    with settings[0], settings[1], trained_recurrent_layers():
         yield
 
 

@@ -1,8 +1,11 @@
-"""Dropout between the layers of a recurrent network, which torch's decomposition loses.
+"""Recurrent networks as they train in eager, where torch's decomposition of them goes wrong.
 
-While a graph is captured, `LSTM`, `GRU` and `RNN` are decomposed into one step after another. The decomposition of
-torch 2.11 to 2.13 (``torch._decomp.decompositions._rnn_helper``) compares the layer's number the wrong way round and
-sets the dropout probability to zero: a captured network would train without dropout, in silence.
+While a graph is captured, `LSTM`, `GRU` and `RNN` are decomposed into one step after another. In torch 2.11 to 2.13
+(``torch._decomp.decompositions._rnn_helper``)
+
+- the layer's number is compared the wrong way round, which sets the dropout probability between layers to zero: a
+  captured network would train without dropout, in silence;
+- an `LSTM` whose input needs no gradient becomes oneDNN's layer in inference mode, although its weights need one.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ def layer_by_layer(
     layer_fn: Callable[..., Any],
 ) -> tuple[torch.Tensor, list[Any]]:
     """In the place of `_rnn_helper`: each layer by the original, with dropout between them as in eager."""
+    if layer_fn is decompositions.mkldnn_one_layer_lstm:
+        layer_fn = decompositions.one_layer_lstm
     output = input.transpose(0, 1) if batch_first else input
     directions = 2 if bidirectional else 1
     final: list[Any] = []
@@ -45,8 +50,8 @@ def layer_by_layer(
 
 
 @contextlib.contextmanager
-def dropout_between_layers() -> Iterator[None]:
-    """Within this context recurrent layers are decomposed with their dropout."""
+def trained_recurrent_layers() -> Iterator[None]:
+    """Within this context recurrent layers are decomposed for training, with their dropout."""
     before = decompositions._rnn_helper
     decompositions._rnn_helper = layer_by_layer
     try:
