@@ -11,7 +11,7 @@ from planner import BudgetError, InfeasibleBudgetError, Plan, auto_checkpoint
 from solvers import Auto
 from tests.models import MODELS
 
-QUICK = Auto(time_limit_seconds=3.0)
+QUICK = Auto(time_limit_seconds=60.0, work_limit=3)
 
 
 def test_the_first_training_step_plans_with_its_own_inputs() -> None:

@@ -19,7 +19,7 @@ from tests.planner.compare import Comparison, compare, plan_or_smallest
 from tests.planner.stress import RecomputeAlways
 
 SOLVERS: dict[str, Solver] = {
-    "auto": Auto(time_limit_seconds=2.0),
+    "auto": Auto(time_limit_seconds=60.0, work_limit=3),
     "chen-greedy": ChenGreedy(),
     "chen-sqrt": ChenSqrt(),
     "revolve": Revolve(),

@@ -24,7 +24,7 @@ from planner.rewrite import restore
 from solvers import Auto, ChenGreedy, StoreAll
 from tests.models import MODELS, Case
 
-QUICK = Auto(time_limit_seconds=3.0)
+QUICK = Auto(time_limit_seconds=60.0, work_limit=3)
 ROOT = Path(__file__).resolve().parents[2]
 
 
