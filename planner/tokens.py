@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from planner.errors import RewriteError
 from planner.slices import Slice, State
@@ -44,8 +43,7 @@ class SliceNode(torch.autograd.Function):
         return token.detach()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Any, ...]:
         """Run the slice on the state that the slice before it left, and pass the state on."""
         (gradient,) = grad_outputs
         state = getattr(gradient, _STATE, None)
@@ -54,6 +52,8 @@ class SliceNode(torch.autograd.Function):
                 "a slice of a planned backward got no state from the slice before it: something replaced the token's "
                 "gradient between them. Tensor hooks on the internal edges of a planned model are not supported."
             )
+        if torch.is_grad_enabled():  # checked here: torch's once_differentiable costs as much as a small slice
+            raise RewriteError("a planned model does not support double backward (create_graph=True)")
         # The program holds every cast that autocast made; a backward called inside of autocast must not add any.
         with torch._C._DisableAutocast():
             gradients = ctx.piece.run(state)
