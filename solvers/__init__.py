@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from solvers.hints import Hints, Progress
 from solvers.registry import SOLVERS, SolverEntry, UnknownSolverError, solver_class
 from solvers.schedule import Compute, Free, Schedule
 from solvers.simulator import ScheduleError, Simulation, simulate
@@ -33,7 +34,9 @@ __all__ = [
     "Compute",
     "Free",
     "HeterogeneousChain",
+    "Hints",
     "Moccasin",
+    "Progress",
     "Revolve",
     "Schedule",
     "ScheduleError",

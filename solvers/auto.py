@@ -25,6 +25,7 @@ from typing import ClassVar
 
 from graph_capture.graph import Graph
 from solvers.chen import ChenGreedy
+from solvers.hints import NO_HINTS, Hints
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver, Status, memory_floor, overhead_of
 from solvers.store_all import StoreAll
@@ -60,7 +61,7 @@ class Auto(Solver):
         reason = f"the store-all schedule needs {peak_bytes:,} bytes: something must be recomputed"
         return self._refinement(), reason
 
-    def solve(self, graph: Graph, budget_bytes: int) -> Solution:
+    def solve(self, graph: Graph, budget_bytes: int, hints: Hints = NO_HINTS) -> Solution:
         """The cheapest schedule that any of the solvers finds, with the best bound."""
         started = time.perf_counter()
         solver, reason = self.select(graph, budget_bytes)

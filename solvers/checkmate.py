@@ -23,6 +23,7 @@ from typing import ClassVar, Literal
 
 from graph_capture.graph import Graph
 from solvers.checkmate_model import StagedModel
+from solvers.hints import NO_HINTS, Hints
 from solvers.schedule import Schedule
 from solvers.snapshot.engine import Answer, EnginePool, Limits, Outcome
 from solvers.solution import SearchClass, Solution, Solver
@@ -64,7 +65,7 @@ class Checkmate(Solver):
             f"(max_operators is {self.max_operators}): use the solver 'snapshot'"
         )
 
-    def solve(self, graph: Graph, budget_bytes: int) -> Solution:
+    def solve(self, graph: Graph, budget_bytes: int, hints: Hints = NO_HINTS) -> Solution:
         """The cheapest staged schedule within the budget, as far as the limits allow."""
         verdict = Verdict.start(self, graph, budget_bytes, SearchClass.STAGED, _SCOPE)
         reason = self.applies_to(graph)

@@ -28,6 +28,7 @@ from typing import ClassVar
 
 from graph_capture.graph import Graph
 from solvers.chain_cuts import Chain, chain_of, no_chain_reason, segment_order
+from solvers.hints import NO_HINTS, Hints
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver
 from solvers.verdict import Candidate, Verdict, judge
@@ -59,7 +60,7 @@ class _Segments(Solver):
         """The reason why the graph has no segments, if it has none."""
         return no_chain_reason(graph)
 
-    def solve(self, graph: Graph, budget_bytes: int) -> Solution:
+    def solve(self, graph: Graph, budget_bytes: int, hints: Hints = NO_HINTS) -> Solution:
         """The cheapest of the solver's plans that fits the budget."""
         verdict = Verdict.start(self, graph, budget_bytes, SearchClass.PERSISTENT_CHAIN)
         reason = self.applies_to(graph)

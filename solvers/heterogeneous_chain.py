@@ -25,6 +25,7 @@ from graph_capture.graph import Graph
 from solvers.chain_cuts import chain_of, no_chain_reason
 from solvers.chain_program import Chain, ChainProgram, Operation
 from solvers.chain_stages import Stages, coarse_cuts
+from solvers.hints import NO_HINTS, Hints
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver
 from solvers.verdict import Candidate, Verdict, judge
@@ -55,7 +56,7 @@ class HeterogeneousChain(Solver):
         """The reason why the graph is no chain, if it is none."""
         return no_chain_reason(graph)
 
-    def solve(self, graph: Graph, budget_bytes: int) -> Solution:
+    def solve(self, graph: Graph, budget_bytes: int, hints: Hints = NO_HINTS) -> Solution:
         """The cheapest of the judged plans that fits the budget."""
         verdict = Verdict.start(self, graph, budget_bytes, SearchClass.PERSISTENT_CHAIN)
         reason = self.applies_to(graph)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from graph_capture.graph import Graph
+from solvers.hints import NO_HINTS, Hints
 from solvers.interval_model import COST_SCALE, IntervalModel
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver
@@ -58,7 +59,7 @@ class Moccasin(Solver):
             f"(max_operators is {self.max_operators}): use the solver 'snapshot'"
         )
 
-    def solve(self, graph: Graph, budget_bytes: int) -> Solution:
+    def solve(self, graph: Graph, budget_bytes: int, hints: Hints = NO_HINTS) -> Solution:
         """The cheapest schedule of the class within the budget, as far as the limits allow."""
         scope = (
             f"schedules with at most {self.intervals} intervals per value on the staged timeline, bytes rounded up, "

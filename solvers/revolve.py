@@ -28,6 +28,7 @@ from typing import ClassVar
 from graph_capture.graph import Graph
 from solvers.binomial import Action, Advance, Record, repetition_number, revolve
 from solvers.chain_cuts import Chain, chain_of
+from solvers.hints import NO_HINTS, Hints
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver
 from solvers.structure import repeatable
@@ -54,7 +55,7 @@ class Revolve(Solver):
             return "does not apply: nothing cuts the forward graph; behind every operator several are still read"
         return None
 
-    def solve(self, graph: Graph, budget_bytes: int) -> Solution:
+    def solve(self, graph: Graph, budget_bytes: int, hints: Hints = NO_HINTS) -> Solution:
         """The cheapest plan that fits the budget, over the numbers of slots."""
         verdict = Verdict.start(self, graph, budget_bytes, SearchClass.ORDERED)
         reason = self.applies_to(graph)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from graph_capture.graph import Graph
+from solvers.hints import NO_HINTS, Hints
 from solvers.schedule import Schedule
 from solvers.simulator import simulate
 
@@ -83,8 +84,8 @@ class Solver(abc.ABC):
     name: ClassVar[str] = ""
 
     @abc.abstractmethod
-    def solve(self, graph: Graph, budget_bytes: int) -> Solution:
-        """Find a schedule of `graph` whose simulated peak is at most `budget_bytes`."""
+    def solve(self, graph: Graph, budget_bytes: int, hints: Hints = NO_HINTS) -> Solution:
+        """Find a schedule of `graph` whose simulated peak is at most `budget_bytes`; `hints` may be ignored."""
 
     def applies_to(self, graph: Graph) -> str | None:
         """`None` if the solver applies to `graph`, else the reason why it does not."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graph_capture.graph import Graph
+from solvers.hints import NO_HINTS, Hints
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver
 from solvers.verdict import Verdict, judge
@@ -21,7 +22,7 @@ class StoreAll(Solver):
 
     name: ClassVar[str] = "store-all"
 
-    def solve(self, graph: Graph, budget_bytes: int) -> Solution:
+    def solve(self, graph: Graph, budget_bytes: int, hints: Hints = NO_HINTS) -> Solution:
         """The store-all schedule if it fits the budget."""
         verdict = Verdict.start(self, graph, budget_bytes, SearchClass.STORE_ALL)
         return verdict.conclude([judge(graph, Schedule.store_all(graph))])

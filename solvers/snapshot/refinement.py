@@ -22,6 +22,7 @@ import time
 from dataclasses import dataclass
 
 from graph_capture.graph import Graph
+from solvers.hints import NO_HINTS, Hints
 from solvers.schedule import Schedule
 from solvers.simulator import simulate
 from solvers.snapshot.engine import EnginePool
@@ -62,7 +63,7 @@ class SnapshotRefinement(Solver):
 
     name = "snapshot refinement"
 
-    def solve(self, graph: Graph, budget_bytes: int) -> Solution:
+    def solve(self, graph: Graph, budget_bytes: int, hints: Hints = NO_HINTS) -> Solution:
         """See :meth:`solvers.solution.Solver.solve`."""
         began = time.monotonic()
         store_all = Schedule.store_all(graph)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graph_capture.graph import Graph
+from solvers.hints import NO_HINTS, Hints
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver, Status
 from solvers.store_all import StoreAll
@@ -21,7 +22,7 @@ class RecomputeAlways(Solver):
 
     name: ClassVar[str] = StoreAll.name
 
-    def solve(self, graph: Graph, budget_bytes: int) -> Solution:
+    def solve(self, graph: Graph, budget_bytes: int, hints: Hints = NO_HINTS) -> Solution:
         """One fixed schedule."""
         schedule = Schedule.from_order(graph, recompute_always(graph))
         scope, search_class = "", SearchClass.STORE_ALL

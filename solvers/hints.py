@@ -1,0 +1,65 @@
+"""What a caller may tell a solver before it starts, and what a solver tells while it works.
+
+Hints never change what is true: a schedule is judged again, a bound is used only where its scope is the solver's own,
+and every solver may ignore them. With a work limit, the same hints give the same solution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from solvers.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a solve stands.
+
+    **Fields:**
+
+    - `solver`, `stage`: who works, and at what, in a few words.
+    - `seconds`, `time_limit_seconds`: since the start, and when it will end at the latest (`None`: no such limit).
+    - `overhead`: of the best verified schedule so far, a fraction of the store-all step; `inf` while there is none.
+    - `lower_bound`: proven so far, of the solver's class of schedules.
+    """
+
+    solver: str
+    stage: str
+    seconds: float
+    time_limit_seconds: float | None
+    overhead: float
+    lower_bound: float
+
+    @property
+    def gap(self) -> float:
+        """Overhead minus lower bound, as a fraction of the store-all step."""
+        return self.overhead - self.lower_bound
+
+
+ProgressListener = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What is known already.
+
+    **Fields:**
+
+    - `schedules`: schedules of the same graph, within the budget or not: candidates, and places to start from.
+    - `lower_bound`: no schedule of the *ordered* class within the budget has less overhead (a fraction of the store-all
+      step). A bound of a larger budget holds for a smaller one.
+    - `progress`: called now and then, from the thread that solves; what it raises ends the solve.
+    """
+
+    schedules: tuple[Schedule, ...] = ()
+    lower_bound: float = 0.0
+    progress: ProgressListener | None = None
+
+    def report(self, progress: Progress) -> None:
+        """Tell the listener, if there is one."""
+        if self.progress is not None:
+            self.progress(progress)
+
+
+NO_HINTS = Hints()
