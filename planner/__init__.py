@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from planner.api import plan
     from planner.auto_checkpoint import auto_checkpoint
     from planner.budget import Budget, format_bytes, parse_budget
+    from planner.certificate.make import Certificate, certify, export_certificate
+    from planner.certificate.verify import CertificateReport, verify_certificate
     from planner.decide import PlanChangedWarning
     from planner.errors import (
         BudgetError,
         CaptureError,
+        CertificateError,
         FactoryError,
         InfeasibleBudgetError,
         InputsUnknownError,
@@ -49,6 +52,9 @@ __all__ = [
     "Budget",
     "BudgetError",
     "CaptureError",
+    "Certificate",
+    "CertificateError",
+    "CertificateReport",
     "FactoryError",
     "InfeasibleBudgetError",
     "InputsUnknownError",
@@ -65,28 +71,36 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "auto_checkpoint",
+    "certify",
     "checkpoint_loop",
+    "export_certificate",
     "format_bytes",
     "measure_step",
     "parse_budget",
     "plan",
     "restore",
     "rewrite",
+    "verify_certificate",
 ]
 
 _HOMES = {
     "Budget": "planner.budget",
+    "Certificate": "planner.certificate.make",
+    "CertificateReport": "planner.certificate.verify",
     "Plan": "planner.plan_file",
     "PlanChangedWarning": "planner.decide",
     "StepMeasurement": "planner.measure",
     "auto_checkpoint": "planner.auto_checkpoint",
+    "certify": "planner.certificate.make",
     "checkpoint_loop": "planner.loops",
+    "export_certificate": "planner.certificate.make",
     "format_bytes": "planner.budget",
     "measure_step": "planner.measure",
     "parse_budget": "planner.budget",
     "plan": "planner.api",
     "restore": "planner.rewrite",
     "rewrite": "planner.rewrite",
+    "verify_certificate": "planner.certificate.verify",
 }
 """The module of each public name; what is not listed is an error class."""
 

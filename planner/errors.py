@@ -8,6 +8,7 @@
     │   └── PlanFileError              ... read from a file, or a file that is no plan at all
     ├── PlanMismatchError              a plan that was made for another model, other inputs or another mode
     ├── RewriteError                   a model that cannot be rewritten, or a call that a rewritten model refuses
+    ├── CertificateError (ValueError)  a certificate that does not prove what it says, or is no certificate at all
     ├── LoopError (ValueError)         a loop that cannot be checkpointed, or is used in a way that it must refuse
     ├── UnsupportedModelError          a model that there is nothing to plan for
     └── FactoryError                   FILE:FACTORY on the command line cannot be loaded or called
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BudgetError",
     "CaptureError",
+    "CertificateError",
     "FactoryError",
     "InfeasibleBudgetError",
     "InputsUnknownError",
@@ -97,6 +99,10 @@ class PlanMismatchError(PlannerError):
 
 class RewriteError(PlannerError, RuntimeError):
     """A model cannot be rewritten, or a rewritten model is called in a way that it must refuse."""
+
+
+class CertificateError(PlannerError, ValueError):
+    """A certificate does not prove what it says; the message names the claim, and what was found instead."""
 
 
 class LoopError(PlannerError, ValueError):

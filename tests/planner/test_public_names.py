@@ -17,6 +17,9 @@ NAMES = {
     "Budget",
     "BudgetError",
     "CaptureError",
+    "Certificate",
+    "CertificateError",
+    "CertificateReport",
     "FactoryError",
     "InfeasibleBudgetError",
     "InputsUnknownError",
@@ -33,13 +36,16 @@ NAMES = {
     "UnsupportedModelError",
     "__version__",
     "auto_checkpoint",
+    "certify",
     "checkpoint_loop",
+    "export_certificate",
     "format_bytes",
     "measure_step",
     "parse_budget",
     "plan",
     "restore",
     "rewrite",
+    "verify_certificate",
 }
 
 
