@@ -116,6 +116,7 @@ class Plan(BaseModel):
     _graph: Graph = PrivateAttr()
     _schedule: Schedule = PrivateAttr()
     _simulation: Simulation = PrivateAttr()
+    _store_all: Simulation = PrivateAttr()
 
     def model_post_init(self, context: Any, /) -> None:
         """Judge the plan; nothing that contradicts itself leaves the constructor."""
@@ -136,7 +137,7 @@ class Plan(BaseModel):
             parameters=self.model.parameters,
             parameter_fingerprint=self.model.parameter_fingerprint,
         )
-        self._graph, self._schedule, self._simulation = judge(self.graph, self.schedule, claims)
+        self._graph, self._schedule, self._simulation, self._store_all = judge(self.graph, self.schedule, claims)
 
     def to_graph(self) -> Graph:
         """The graph that the plan was made on; the same object at every call."""
@@ -149,6 +150,10 @@ class Plan(BaseModel):
     def simulation(self) -> Simulation:
         """What the simulator says of the schedule: peaks, seconds and the memory timeline."""
         return self._simulation
+
+    def store_all_simulation(self) -> Simulation:
+        """What the simulator says of the step without recomputation."""
+        return self._store_all
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to `path`, atomically: `path` is replaced when the whole plan is on the disk."""

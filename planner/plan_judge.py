@@ -45,8 +45,13 @@ class Claims:
 
 def judge(
     graph_data: Mapping[str, Any], rows: Sequence[int | Sequence[int]], claims: Claims
-) -> tuple[Graph, Schedule, Simulation]:
-    """Rebuild graph and schedule, and verify every claim; raises :class:`~planner.errors.InvalidPlanError`."""
+) -> tuple[Graph, Schedule, Simulation, Simulation]:
+    """Rebuild graph and schedule, and verify every claim; raises :class:`~planner.errors.InvalidPlanError`.
+
+    **Returns:**
+
+    Graph and schedule, and what the simulator says of the schedule and of the store-all step.
+    """
     graph = _graph(graph_data)
     _same("graph's fingerprint", claims.fingerprint, graph.fingerprint)
     _same("graph's structure fingerprint", claims.structure_fingerprint, graph.structure_fingerprint)
@@ -72,7 +77,7 @@ def judge(
     overhead = simulation.recomputed_seconds / graph.step_seconds if graph.step_seconds else 0.0
     _close("overhead", claims.overhead, overhead)
     _close("gap", claims.gap, max(0.0, claims.overhead - claims.lower_bound))
-    return graph, schedule, simulation
+    return graph, schedule, simulation, store_all
 
 
 def _graph(data: Mapping[str, Any]) -> Graph:

@@ -10,6 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from planner.budget import format_bytes
+from planner.formats import format_fraction
 
 if TYPE_CHECKING:
     from planner.plan_file import Plan
@@ -24,7 +25,7 @@ def plan_rows(plan: Plan) -> list[Row]:
         ("mode", "training" if plan.training else "evaluation"),
         ("loss", plan.loss.location + (f": {plan.loss.note}" if plan.loss.note else "")),
         ("budget", _budget(plan)),
-        *(("  covers", f"{format_bytes(size, short=True):>12}  {label}") for label, size in plan.budget.covers),
+        *_ledger(plan),
         *_memory(plan),
         *_price(plan),
         ("operators", _operators(plan)),
@@ -43,26 +44,33 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(f"{label:<{width}}  {text}" for label, text in rows)
 
 
-def format_fraction(fraction: float) -> str:
-    """A fraction of the step as a percentage; small ones keep their digits, infinity is said in words."""
-    if fraction == float("inf"):
-        return "infinite"
-    percent = 100 * fraction
-    return f"{percent:.2f} %" if percent >= 0.01 or percent == 0 else f"{percent:.1g} %"
-
-
-def format_seconds(seconds: float) -> str:
-    """Seconds with a unit that leaves three digits before the point at the most."""
-    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
-        if seconds * factor >= 1 or unit == "us":
-            return f"{seconds * factor:.3g} {unit}"
-    raise AssertionError("unreachable")
-
-
 def _budget(plan: Plan) -> str:
     size = format_bytes(plan.budget_bytes)
     said_already = plan.budget.requested in (size, f"{plan.budget_bytes:,} bytes")
     return size if said_already else f"{plan.budget.requested} = {size}"
+
+
+def _ledger(plan: Plan) -> list[Row]:
+    """What the budget covers, at the peak without a plan and with it."""
+    from planner.report import ledger_of_plan
+
+    ledger = ledger_of_plan(plan)
+    over_bytes = ledger.before_bytes - ledger.budget_bytes
+    left = format_bytes(abs(over_bytes), short=True)
+    lines = [
+        ("store-all", "plan", "at the peak"),
+        *(
+            (format_bytes(row.before_bytes, short=True), format_bytes(row.after_bytes, short=True), row.label)
+            for row in ledger.rows
+        ),
+        (
+            f"-{left}" if over_bytes > 0 else left,
+            format_bytes(ledger.unused_bytes, short=True),
+            "left of the budget" + (" (store-all is over it)" if over_bytes > 0 else ""),
+        ),
+    ]
+    texts = [f"{before:>12}  {after:>12}  {label}" for before, after, label in lines]
+    return [("  covers", texts[0]), *(("", text) for text in texts[1:])]
 
 
 def _memory(plan: Plan) -> list[Row]:
@@ -87,12 +95,14 @@ def _binds(plan: Plan, regime: str) -> str:
 
 
 def _price(plan: Plan) -> list[Row]:
-    recomputed_seconds = plan.simulation().recomputed_seconds
-    of_step = f"{format_seconds(recomputed_seconds)} on a step of {format_seconds(plan.step_seconds)}, as priced"
+    from planner.report.meaning import meanings
+
+    figures = (plan.overhead, plan.lower_bound, plan.gap)
     return [
-        ("overhead", f"{format_fraction(plan.overhead)} of the step ({of_step})"),
-        ("lower bound", f"{format_fraction(plan.lower_bound)}, for {plan.bound_scope or 'no schedule'}"),
-        ("gap", f"{format_fraction(plan.gap)} of the step"),
+        *(
+            (label, f"{format_fraction(x)}: {said}")
+            for x, (label, said) in zip(figures, meanings(plan).items(), strict=True)
+        ),
         ("status", _status(plan.status)),
         ("solver", plan.solver),
         ("search class", _search_class(plan.search_class)),

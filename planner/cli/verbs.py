@@ -62,7 +62,7 @@ def show(options: argparse.Namespace) -> int:
     """Print a plan, its decisions by module, and what fills its peak."""
     from planner.plan_file import Plan
     from planner.report import report_on
-    from planner.report_text import report_text
+    from planner.report.text import report_text
 
     planned = Plan.load(options.plan)
     report = report_on(planned)
@@ -92,7 +92,7 @@ def check(options: argparse.Namespace) -> int:
 
 def solvers(options: argparse.Namespace) -> int:
     """List the solvers."""
-    from planner.report_text import columns
+    from planner.report.text import columns
     from solvers.registry import SOLVERS
 
     rows = [(entry.name, entry.search_class.value, entry.description) for entry in SOLVERS.values()]
