@@ -18,6 +18,7 @@ from solvers.solution import SearchClass, Solution, Solver, Status, memory_floor
 if TYPE_CHECKING:
     from solvers.auto import Auto
     from solvers.checkmate import Checkmate
+    from solvers.checkmate_rounding import CheckmateRounding
     from solvers.chen import ChenGreedy, ChenSqrt
     from solvers.heterogeneous_chain import HeterogeneousChain
     from solvers.moccasin import Moccasin
@@ -29,6 +30,7 @@ __all__ = [
     "SOLVERS",
     "Auto",
     "Checkmate",
+    "CheckmateRounding",
     "ChenGreedy",
     "ChenSqrt",
     "Compute",

@@ -60,6 +60,13 @@ _ENTRIES = (
         SearchClass.STAGED,
     ),
     SolverEntry(
+        "checkmate-rounding",
+        "solvers.checkmate_rounding",
+        "CheckmateRounding",
+        "Jain et al. 2020: the linear relaxation of that program, rounded in two phases; not optimal",
+        SearchClass.STAGED,
+    ),
+    SolverEntry(
         "moccasin",
         "solvers.moccasin",
         "Moccasin",
