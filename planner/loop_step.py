@@ -92,6 +92,25 @@ class LoopStep:
             raise LoopError("the step changes its state in place; it must return a new one, because states are stored")
         return result
 
+    def holds(self, condition: Callable[[Any], Any], leaves: Leaves) -> bool:
+        """Whether the caller's condition holds for a state; it must neither change it nor draw random numbers."""
+        versions = [leaf._version for leaf in leaves]
+        random = self.random_states()
+        with torch.no_grad(), self.setting():
+            found = condition(pytree.tree_unflatten([leaf.detach() for leaf in leaves], self.structure))
+        if any(leaf._version != version for leaf, version in zip(leaves, versions, strict=True)):
+            raise LoopError("the condition changes the state in place; it must only look at it")
+        if not all(torch.equal(a, b) for a, b in zip(random, self.random_states(), strict=True)):
+            raise LoopError(
+                "the condition draws random numbers, but it is not evaluated again when steps are: draw them in the "
+                "step, and keep what the condition needs in the state"
+            )
+        if isinstance(found, torch.Tensor) and found.numel() == 1:
+            found = found.item()
+        if not isinstance(found, bool):
+            raise LoopError(f"the condition returned {found!r}; it must be True or False, or a tensor of one of them")
+        return found
+
     @contextlib.contextmanager
     def setting(self) -> Iterator[None]:
         """Autocast as it was around the loop, but without its cache: that would hand casts of one step to another."""

@@ -62,6 +62,16 @@ def test_gradients_are_bit_equal_and_steps_are_optimal(n_steps: int, slots: int,
     assert all(torch.equal(a, b) for a, b in zip(found, gradients, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("slots", "by_states", "by_either"), [(3, 590, 554), (5, 416, 352), (10, 322, 237), (20, 278, 184)]
+)
+def test_golden_numbers_of_calls_for_100_steps(slots: int, by_states: int, by_either: int) -> None:
+    for slots_hold, calls in (("states", by_states), ("states or records", by_either)):
+        step = Counted(torch.sin)
+        checkpoint_loop(step, leaf(2), 100, slots=slots, slots_hold=slots_hold).sum().backward()  # type: ignore[arg-type]
+        assert step.calls == calls
+
+
 @pytest.mark.parametrize("slots", [1, 2, 5])
 def test_no_more_states_than_slots(slots: int) -> None:
     """States lie in arrays whose end is noticed: the slots but the start's, the state in hand, and the one before."""
@@ -279,6 +289,7 @@ def test_double_backward_is_refused() -> None:
         (torch.sin, leaf(3), {"n_steps": -1}, "n_steps is -1"),
         (torch.sin, leaf(3), {"n_steps": 2.0}, "n_steps is 2.0"),
         (torch.sin, leaf(3), {"slots_hold": "tapes"}, "slots_hold is 'tapes'"),
+        (torch.sin, leaf(3), {"n_steps": None}, "neither n_steps nor a condition"),
         (torch.sin, leaf(3), {"parameters": [1.0]}, "parameters holds a float"),
         (torch.sin, {"x": leaf(3), "n": 3}, {}, "the state holds a int"),
         (torch.sin, (), {}, "the state holds no tensor"),
