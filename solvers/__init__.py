@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from solvers.moccasin import Moccasin
     from solvers.revolve import Revolve
     from solvers.snapshot import SnapshotRefinement
+    from solvers.staged import Staged
     from solvers.store_all import StoreAll
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Solution",
     "Solver",
     "SolverEntry",
+    "Staged",
     "Status",
     "StoreAll",
     "UnknownSolverError",

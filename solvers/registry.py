@@ -67,6 +67,13 @@ _ENTRIES = (
         SearchClass.STAGED,
     ),
     SolverEntry(
+        "staged",
+        "solvers.staged",
+        "Staged",
+        "that program with stages of many operators: hundreds of operators, no bound unless every operator is a stage",
+        SearchClass.STAGED,
+    ),
+    SolverEntry(
         "moccasin",
         "solvers.moccasin",
         "Moccasin",

@@ -20,6 +20,7 @@ from solvers import (
     Moccasin,
     Revolve,
     SnapshotRefinement,
+    Staged,
     StoreAll,
     solver_class,
 )
@@ -58,6 +59,7 @@ TABLE = {
     "heterogeneous-chain": Row(HeterogeneousChain(), _segments, complete=False),
     "checkmate": Row(Checkmate(time_limit_seconds=20.0), _always, complete=True),
     "checkmate-rounding": Row(CheckmateRounding(time_limit_seconds=20.0), _always, complete=False),
+    "staged": Row(Staged(time_limit_seconds=20.0), _always, complete=False),
     "moccasin": Row(Moccasin(time_limit_seconds=20.0), _always, complete=False),
     "snapshot": Row(SnapshotRefinement(time_limit_seconds=20.0, work_limit=3), _always, complete=False),
     "auto": Row(Auto(time_limit_seconds=20.0, work_limit=3), _always, complete=False),
