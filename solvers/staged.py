@@ -8,7 +8,7 @@ own where stages hold several operators: the program is then a restriction, whos
 schedules (the trace has it, as what this program could still gain). Where every operator is a stage, nothing is tiny
 and nothing is reused in place, the program is Checkmate's and its dual bound is published, for the staged class.
 
-*Limits*: about (stages · operators) columns. Measured with 13 stages and 60 s of one thread of HiGHS, on a busy machine:
+*Limits*: about (stages · operators) columns. Measured with 13 stages and 60 s of one thread of HiGHS, machine busy:
 a ResNet-50 of 408 operators (4,846 columns) within 0.1 % of a step of the best known at 0.8, 0.6 and 0.5 of the peak; a
 12-layer GPT-2 of 679 operators (7,298 columns) within 0.13 % at 0.8, 1.4 % at 0.6, and nothing found at 0.5.
 """
