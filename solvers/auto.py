@@ -3,44 +3,54 @@
 What it does, in this order:
 
 1. the store-all schedule, if it fits: nothing is recomputed, and no schedule is better;
-2. :class:`~solvers.snapshot.SnapshotRefinement`: near-optimal schedules and the lower bound;
-3. where that did not close the gap, and the graph has segments, :class:`~solvers.chen.ChenGreedy`: about a second for
-   thousands of operators. It may fit where the refinement found nothing, or tell which budget would work.
+2. :class:`~solvers.snapshot.SnapshotRefinement` with all that the chain methods suggest (Chen's segments, revolve, the
+   heterogeneous chain's plans): they are tried while the first program is solved, so that there is an answer within
+   seconds on thousands of operators, and the search goes on from the best of them;
+3. where that found nothing, :class:`~solvers.chen.ChenGreedy` by itself, whatever the time limit;
+4. on small graphs whose gap stays open, :class:`~solvers.checkmate.Checkmate` with the rest of the time: exact in its
+   class, where memory inside of bursts of recomputation decides, which the relaxation does not see.
 
-The cheapest schedule that the simulator accepts wins; the message says whose it is and whose the bound is. Ask
-:meth:`Auto.select` what it would rely on, and why.
+The cheapest schedule that the simulator accepts wins; `schedule_by` and `bound_by` say whose it is and whose the bound
+is. Ask :meth:`Auto.select` what it would rely on, and why.
 
-*Search class*: the union of these. *Bound*: the one of snapshot refinement, a relaxation of the ordered class, which
-contains the schedules of all three. A larger budget admits every schedule of a smaller one, yet a search that runs
-into a limit may end worse; nothing is remembered from one solve to the next.
+*Search class*: the union of these, all of them inside of the ordered class. *Bound*: the one of snapshot refinement,
+a relaxation of the ordered class; the bounds of the others speak of their own, narrower classes and are not used. A
+larger budget admits every schedule of a smaller one, so overheads fall with the budget but for at most the gap; nothing
+is remembered from one solve to the next (:func:`solvers.pareto.curve` does remember, and is monotone).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from graph_capture.graph import Graph
+from solvers.chain_starts import chain_suggestions
 from solvers.chen import ChenGreedy
-from solvers.hints import NO_HINTS, Hints
+from solvers.hints import NO_HINTS, Hints, Suggestion
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver, Status, memory_floor, overhead_of
 from solvers.store_all import StoreAll
 
+CHECKMATE_OPERATORS, CHECKMATE_SHARE, CHECKMATE_NODES = 120, 0.3, 2_000
+"""Up to so many operators Checkmate gets this share of the time, or so many branch-and-bound nodes of a work limit."""
+
 
 @dataclass(frozen=True)
 class Auto(Solver):
-    """Store-all where it fits, else snapshot refinement, with Chen's segments as a safety net.
+    """Store-all where it fits, else snapshot refinement fed by the chain methods, then Checkmate on small graphs.
 
-    **Fields:** handed on to :class:`~solvers.snapshot.SnapshotRefinement`.
+    **Fields:**
 
-    - `time_limit_seconds`: wall-clock limit of the refinement.
+    - `time_limit_seconds`: wall-clock limit of the whole.
     - `gap`: stop when overhead and bound are this close, as a fraction of the store-all step.
     - `seed`: of everything random.
-    - `work_limit`: deterministic work instead of time; the result is then the same on every machine.
+    - `work_limit`: rounds of refinement (see :class:`~solvers.snapshot.SnapshotRefinement`) instead of time; the result
+      is then the same on every machine, as long as the time limit is not hit.
     """
 
     time_limit_seconds: float = 30.0
@@ -59,53 +69,83 @@ class Auto(Solver):
             at = f"operator {graph.operators[operator].name}" if len(graph) else "what is resident"
             return StoreAll(), f"nothing can fit: {at} alone needs {floor_bytes:,} bytes"
         reason = f"the store-all schedule needs {peak_bytes:,} bytes: something must be recomputed"
-        return self._refinement(), reason
+        return self._refinement(graph), reason
 
     def solve(self, graph: Graph, budget_bytes: int, hints: Hints = NO_HINTS) -> Solution:
         """The cheapest schedule that any of the solvers finds, with the best bound."""
-        started = time.perf_counter()
+        started = time.monotonic()
         solver, reason = self.select(graph, budget_bytes)
-        solutions = [solver.solve(graph, budget_bytes)]
-        segments = ChenGreedy()
-        if solutions[0].gap > self.gap and segments.applies_to(graph) is None:
-            solutions.append(segments.solve(graph, budget_bytes))
-        return self._combine(solutions, reason, time.perf_counter() - started)
+        solution = solver.solve(graph, budget_bytes, self._with_suggestions(graph, hints))
+        if solution.schedule is None:
+            solution = _better(solution, ChenGreedy().solve(graph, budget_bytes))
+        solution = self._ask_checkmate(graph, budget_bytes, solution, started)
+        return self._said(solution, solver, reason, time.monotonic() - started)
 
-    def _refinement(self) -> Solver:
+    def _refinement(self, graph: Graph) -> Solver:
         from solvers.snapshot import SnapshotRefinement  # late: it brings compiled code with it
 
+        share = 1.0 - CHECKMATE_SHARE if len(graph) <= CHECKMATE_OPERATORS else 1.0
         return SnapshotRefinement(
-            time_limit_seconds=self.time_limit_seconds, gap=self.gap, seed=self.seed, work_limit=self.work_limit
+            time_limit_seconds=share * self.time_limit_seconds,
+            gap=self.gap,
+            seed=self.seed,
+            work_limit=self.work_limit,
         )
 
-    def _combine(self, solutions: Sequence[Solution], reason: str, seconds: float) -> Solution:
-        """The best of several: `solutions[0]` is the one whose bound counts."""
-        bounding = solutions[0]
-        best = min(solutions, key=lambda s: (s.overhead, s.predicted_peak_bytes))
-        known = [s.smallest_known_budget_bytes for s in solutions if s.smallest_known_budget_bytes is not None]
-        status = bounding.status
-        if best.schedule is not None and bounding.schedule is None:
-            status = Status.FEASIBLE
-        parts = [reason, f"schedule by {best.solver}, bound by {bounding.solver}"] if best.schedule else []
-        parts += [bounding.message] if bounding.message and bounding.message not in parts else []
+    @staticmethod
+    def _with_suggestions(graph: Graph, hints: Hints) -> Hints:
+        def suggest() -> Iterator[Suggestion]:
+            return itertools.chain(hints.suggest() if hints.suggest is not None else (), chain_suggestions(graph))
+
+        return dataclasses.replace(hints, suggest=suggest)
+
+    def _ask_checkmate(self, graph: Graph, budget_bytes: int, found: Solution, started: float) -> Solution:
+        """The better one of `found` and Checkmate's answer, if the graph is small and the gap is open."""
+        proven = found.status in (Status.OPTIMAL, Status.INFEASIBLE)
+        if proven or len(graph) > CHECKMATE_OPERATORS or found.gap <= self.gap:
+            return found
+        rest = self.time_limit_seconds - (time.monotonic() - started)
+        if rest <= 0.0:
+            return found
+        from solvers.checkmate import Checkmate
+
+        nodes = CHECKMATE_NODES if self.work_limit is not None else None
+        other = Checkmate(time_limit_seconds=rest, node_limit=nodes, seed=self.seed).solve(graph, budget_bytes)
+        return _better(found, other)
+
+    def _said(self, solution: Solution, solver: Solver, reason: str, seconds: float) -> Solution:
+        """The solution as this solver's own, which says who gave what."""
+        schedule_by = solution.schedule_by or solver.name
+        bound_by = f"{solver.name} ({solution.bound_by})" if solution.bound_by else solver.name
+        parts = [reason, f"schedule by {schedule_by}, bound by {bound_by}"] if solution.schedule else []
+        parts += [solution.message] if solution.message and solution.message not in parts else []
         return dataclasses.replace(
-            best,
+            solution,
             solver=self.name,
-            status=status,
-            lower_bound=min(bounding.lower_bound, best.overhead),
             search_class=SearchClass.MIXED,
-            bound_scope=bounding.bound_scope,
             seconds=seconds,
-            hit_limit=bounding.hit_limit,
             message="; ".join(parts),
-            smallest_known_budget_bytes=min(known, default=None),
-            floor_operator=bounding.floor_operator,
-            trace=tuple(f"{s.solver}: {line}" for s in solutions for line in _lines(s)),
+            schedule_by=schedule_by,
+            bound_by=bound_by,
         )
 
 
-def _lines(solution: Solution) -> tuple[str, ...]:
-    outcome = solution.status.name.lower()
-    if solution.schedule is not None:
-        outcome += f", overhead {solution.overhead:.4%}, peak {solution.predicted_peak_bytes:,} bytes"
-    return (*solution.trace, f"{outcome}, {solution.seconds:.2f} s")
+def _better(found: Solution, other: Solution) -> Solution:
+    """`found`, whose bound counts, with the schedule of `other` if that is cheaper."""
+    known = [s.smallest_known_budget_bytes for s in (found, other) if s.smallest_known_budget_bytes is not None]
+    outcome = other.status.name.lower()
+    trace = (*found.trace, *(f"{other.solver}: {line}" for line in (*other.trace, f"{outcome}, {other.seconds:.2f} s")))
+    found = dataclasses.replace(found, smallest_known_budget_bytes=min(known, default=None), trace=trace)
+    if other.schedule is None or other.overhead >= found.overhead:
+        return found
+    return dataclasses.replace(
+        found,
+        status=Status.FEASIBLE,
+        schedule=other.schedule,
+        overhead=other.overhead,
+        lower_bound=min(found.lower_bound, other.overhead),
+        predicted_peak_bytes=other.predicted_peak_bytes,
+        floor_operator=None,
+        message="",
+        schedule_by=other.solver,
+    )

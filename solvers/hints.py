@@ -6,7 +6,7 @@ and every solver may ignore them. With a work limit, the same hints give the sam
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from solvers.schedule import Schedule
@@ -37,6 +37,14 @@ class Progress:
         return self.overhead - self.lower_bound
 
 
+@dataclass(frozen=True)
+class Suggestion:
+    """An order of executions (see :meth:`Schedule.from_order`) that may be worth starting from, and whose it is."""
+
+    by: str
+    order: Sequence[int]
+
+
 ProgressListener = Callable[[Progress], None]
 
 
@@ -49,11 +57,13 @@ class Hints:
     - `schedules`: schedules of the same graph, within the budget or not: candidates, and places to start from.
     - `lower_bound`: no schedule of the *ordered* class within the budget has less overhead (a fraction of the store-all
       step). A bound of a larger budget holds for a smaller one.
+    - `suggest`: makes suggestions one after the other; asked for when the solver has time for them.
     - `progress`: called now and then, from the thread that solves; what it raises ends the solve.
     """
 
     schedules: tuple[Schedule, ...] = ()
     lower_bound: float = 0.0
+    suggest: Callable[[], Iterable[Suggestion]] | None = None
     progress: ProgressListener | None = None
 
     def report(self, progress: Progress) -> None:

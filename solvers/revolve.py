@@ -66,13 +66,13 @@ class Revolve(Solver):
         if candidates[0].peak_bytes <= budget_bytes or chain is None:
             return verdict.conclude(candidates)
         steps = ChainSteps.of(graph, chain)
-        for slots in self._slots(len(chain)):
+        for slots in self.slots(len(chain)):
             candidates.append(judge(graph, Schedule.from_order(graph, steps.order(slots))))
             if candidates[-1].peak_bytes <= budget_bytes and candidates[-1].overhead == 0.0:
                 break
         return verdict.conclude(candidates)
 
-    def _slots(self, n_steps: int) -> Iterator[int]:
+    def slots(self, n_steps: int) -> Iterator[int]:
         """The numbers of slots to try, from many to few."""
         slots = max(1, n_steps - 1)
         while slots >= 1 and repetition_number(n_steps, slots) <= self.most_repetitions:

@@ -15,7 +15,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -137,8 +137,11 @@ class EnginePool:
             if worker is not None:
                 worker.kill()
 
-    def submit(self, model: bytes, limits: Limits) -> None:
-        """Give a model to every engine; one still busy with the model before is replaced."""
+    def submit(self, model: bytes, limits: Limits, start: Mapping[int, float] | None = None) -> None:
+        """Give a model, and a point (column -> value) to start from, to every engine.
+
+        An engine still busy with the model before is replaced; one that cannot use the point ignores it.
+        """
         self._ticket += 1
         self._answers = []
         self._started = time.monotonic()
@@ -150,6 +153,7 @@ class EnginePool:
             "node_limit": limits.node_limit,
             "target": limits.target,
             "seed": limits.seed,
+            "start": list(start.items()) if start else [],
             "bytes": len(model),
             "ticket": self._ticket,
         }

@@ -28,16 +28,13 @@ from solvers.simulator import simulate
 from solvers.snapshot.engine import EnginePool
 from solvers.snapshot.reduction import reduce
 from solvers.snapshot.relaxation import PERCENT
-from solvers.snapshot.search import Search
+from solvers.snapshot.search import OPTIMALITY_TOLERANCE, Search
 from solvers.solution import SearchClass, Solution, Solver, Status
 
 BOUND_SCOPE = (
     "every schedule that first runs the operators in captured order and runs any repeatable operator again, "
     "any number of times, anywhere outside of the loss"
 )
-
-OPTIMALITY_TOLERANCE = 2e-6
-"""A gap below this fraction of the step counts as closed: the margin of the bound, and the engines' absolute gap."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class SnapshotRefinement(Solver):
         floor = max(range(len(graph)), key=floors.__getitem__)
         engines = self.engines if self.work_limit is None else self.engines[:1]
         with EnginePool(engines) as pool:
-            search = Search(self, reduction, budget_bytes, baseline, pool, began)
+            search = Search(self, reduction, budget_bytes, baseline, pool, began, hints)
             search.infeasible = floors[floor] > budget_bytes
             if not search.infeasible:
                 search.run()
@@ -111,7 +108,7 @@ def _conclude(search: Search, floor: int, floor_bytes: int) -> Solution:
         status, message = Status.UNKNOWN, f"nothing found, and no proof that nothing fits; {need}; {known}"
     else:
         status = Status.OPTIMAL if overhead - bound <= OPTIMALITY_TOLERANCE else Status.FEASIBLE
-        message = ""
+        message = "interrupted: the best schedule so far" if search.interrupted else ""
     return Solution(
         solver=search.options.name,
         status=status,
@@ -126,5 +123,7 @@ def _conclude(search: Search, floor: int, floor_bytes: int) -> Solution:
         message=message,
         smallest_known_budget_bytes=search.smallest_peak_bytes,
         floor_operator=floor,
+        schedule_by=search.best_by,
+        bound_by="relaxation" if search.lower_bound > PERCENT * search.hints.lower_bound else "what was known",
         trace=tuple(search.trace),
     )

@@ -42,13 +42,15 @@ class Relaxation:
     **Fields:**
 
     - `instants`: positions t_0 = 0, t_1, ...; `ends[i]` is the end of segment i (exclusive).
-    - `keep[i]`: value -> column k[i,v]; `rerun[i]`: operator -> column r[i,o] (two operators may share a column).
+    - `keep[i]`: value -> column k[i,v]; `rerun[i]`: operator -> column r[i,o] (two operators may share a column);
+      `hold[i]`: value -> column h[i,v] (k[i+1,v] itself where the value cannot be remade).
     """
 
     instants: tuple[int, ...]
     ends: tuple[int, ...]
     keep: tuple[dict[int, int], ...]
     rerun: tuple[dict[int, int], ...]
+    hold: tuple[dict[int, int], ...]
     program: LinearProgram
 
 
@@ -78,6 +80,7 @@ def build(
         ends=tuple(builder.ends),
         keep=tuple(builder.keep),
         rerun=tuple(builder.rerun),
+        hold=tuple(builder.hold),
         program=builder.program,
     )
 
@@ -94,6 +97,7 @@ class _Builder:
         self.program = LinearProgram()
         self.keep: list[dict[int, int]] = [{} for _ in instants]
         self.rerun: list[dict[int, int]] = [{} for _ in instants]
+        self.hold: list[dict[int, int]] = []
         self.weight = [v.size_bytes / budget_bytes for v in self.values]
         self.capacity = 1.0 + ROW_SLACK
         self.static = [b / budget_bytes for b in reduction.static_bytes]
@@ -137,6 +141,7 @@ class _Builder:
         self._supply_direct_uses(i, needs)
         self._supply_reruns(i)
         hold = self._carry(i)
+        self.hold.append(hold)
         for j in range(self.instants[i], self.ends[i]):
             if j == self.instants[i] or self.rows is None or j in self.rows:
                 self.memory_row(i, j, needs, hold)

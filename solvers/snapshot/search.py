@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from graph_capture.graph import Graph
+from solvers.hints import Hints, Progress
 from solvers.schedule import Schedule, outside_loss
 from solvers.simulator import Simulation, simulate
 from solvers.snapshot.anneal import Annealed, Annealer, Cooling
 from solvers.snapshot.engine import Answer, EnginePool, Limits, Outcome
 from solvers.snapshot.lift import lift
+from solvers.snapshot.project import project
 from solvers.snapshot.reduction import Reduction
 from solvers.snapshot.relaxation import PERCENT, Relaxation, build
 
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
 
 BOUND_MARGIN_PERCENT = 1e-4
 """Subtracted from every dual bound: the engines' dual feasibility tolerance (1e-7 per column), with room to spare."""
+
+OPTIMALITY_TOLERANCE = 2e-6
+"""A gap below this fraction of the step counts as closed: the margin of the bound, and the engines' absolute gap."""
 
 ALL_ROWS_LIMIT = 500
 """Up to so many operators every position has a memory row from the start; above, rows come where they are violated."""
@@ -61,15 +67,18 @@ class Search:
     baseline: Simulation
     pool: EnginePool
     began: float
+    hints: Hints
     lower_bound: float = 0.0
     best_percent: float = math.inf
     best: list[int] | None = None
     best_peak_bytes: int = 0
+    best_by: str = ""
     infeasible: bool = False
     smallest_peak_bytes: int = 0
     relative_gap: float = 1e-2
     rounds: int = 0
     hit_limit: bool = False
+    interrupted: bool = False
     surcharge_bytes: dict[int, int] = field(default_factory=dict[int, int])
     trace: list[str] = field(default_factory=list[str])
 
@@ -84,6 +93,11 @@ class Search:
         self.rows: set[int] | None = set() if len(self.graph) > ALL_ROWS_LIMIT else None
         self.annealer = Annealer(self.graph) if find_spec("numba") else None
         self.unmended: list[int] | None = None  # the last lifted sequence that did not fit, but not by far
+        self.near_miss: tuple[float, list[int]] | None = None  # the suggestion nearest to the budget, and its ratio
+        self.lower_bound = PERCENT * self.hints.lower_bound
+        for schedule in self.hints.schedules:
+            self.offer(list(schedule.order), "what was known")
+        self.suggestions = iter(self.hints.suggest() if self.hints.suggest is not None else ())
 
     # ---------------------------------------------------------------- limits
 
@@ -93,7 +107,7 @@ class Search:
 
     def reached(self, percent: float) -> bool:
         """Whether an overhead is as close to the lower bound as was asked for."""
-        return percent - self.lower_bound <= PERCENT * self.options.gap
+        return percent - self.lower_bound <= PERCENT * max(self.options.gap, OPTIMALITY_TOLERANCE)
 
     def closed(self) -> bool:
         """Whether the best schedule has the gap that was asked for."""
@@ -110,15 +124,28 @@ class Search:
         return self.hit_limit
 
     def log(self, text: str) -> None:
-        """Add a line to the trace."""
+        """Add a line to the trace, and tell the listener."""
         seconds = time.monotonic() - self.began
+        bound, best, limit = self.lower_bound / PERCENT, self.best_percent / PERCENT, self.options.time_limit_seconds
+        self.hints.report(Progress(self.options.name, f"round {self.rounds}: {text}", seconds, limit, best, bound))
         gap = f"{self.lower_bound:.3f} .. {self.best_percent:.3f}"
         self.trace.append(f"{seconds:7.2f} s  round {self.rounds}  [{gap}]  {text}")
 
     # ---------------------------------------------------------------- the loop
 
     def run(self) -> None:
-        """Refine until the gap is closed, the budget is proven infeasible, or a limit is reached."""
+        """Refine until the gap is closed, the budget is proven infeasible, a limit is reached, or Ctrl-C is pressed.
+
+        An interrupt ends the search with the best schedule so far; where there is none, it goes on to the caller.
+        """
+        try:
+            self._refine_until_done()
+        except KeyboardInterrupt:
+            if self.best is None:
+                raise
+            self.interrupted = self.hit_limit = True
+
+    def _refine_until_done(self) -> None:
         while not self.exhausted() and not self.closed():
             self.rounds += 1
             relaxation = build(self.reduction, self.budget_bytes, self.instants, self.rows)
@@ -129,6 +156,8 @@ class Search:
             if math.isfinite(answer.dual_bound):
                 self.lower_bound = max(self.lower_bound, answer.dual_bound - BOUND_MARGIN_PERCENT)
             over = self.learn(self.lifted(relaxation, answer), answer) if answer.has_point else {}
+            if not self.closed():
+                self.consider_suggestions()
             if not self.closed() and not self.refine(over, answer):
                 self.polish_further()
 
@@ -145,7 +174,8 @@ class Search:
         if self.options.work_limit is not None:
             seconds = max(0.1, self.remaining_seconds())
             limits = dataclasses.replace(limits, node_limit=NODES_PER_ROUND, time_limit_seconds=seconds)
-        self.pool.submit(relaxation.program.serialized(), limits)
+        start = project(self.reduction, relaxation, self.best) if self.best is not None else None
+        self.pool.submit(relaxation.program.serialized(), limits, start)
         answer = self.pool.poll(0.3)
         while answer is None:
             self.use_the_time(limits.time_limit_seconds)
@@ -158,9 +188,10 @@ class Search:
         return answer
 
     def use_the_time(self, most_seconds: float) -> None:
-        """Anneal while an engine works; not under a work limit, where nothing may depend on the clock."""
+        """Try suggestions and anneal while an engine works; not under a work limit: nothing may depend on the clock."""
         if self.options.work_limit is not None:
             return
+        self.consider_suggestions(stop=self.pool.answered)
         start, cooling = (self.unmended, MENDING) if self.unmended is not None else (self.best, POLISHING)
         if start is not None:
             self.unmended = None
@@ -217,13 +248,45 @@ class Search:
             self.log(f"repaired: {percent_of(self.graph, simulation):.3f} %, {simulation.peak_bytes} bytes")
             over = positions_over(self.graph, order, simulation, self.budget_bytes)
 
-    def consider(self, order: list[int]) -> Simulation:
+    def consider_suggestions(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Offer what the caller suggests, one order after the other; what nearly fits is annealed next."""
+        count = 0
+        while not stop() and self.remaining_seconds() > 0.0 and not self.closed():
+            suggestion = next(self.suggestions, None)
+            if suggestion is None:
+                break
+            count += 1
+            self.offer(list(suggestion.order), suggestion.by)
+        if count:
+            self.log(f"{count} suggestions tried")
+        if self.near_miss is not None and self.best is None and not stop():
+            ratio, order = self.near_miss
+            self.near_miss = None
+            if ratio < MENDABLE:
+                self.anneal(order, MENDING, max(1.0, 0.12 * self.options.time_limit_seconds))
+
+    def offer(self, order: list[int], by: str) -> None:
+        """Take an order if it is of this class and better than what is known; most are counted and forgotten."""
+        if not in_captured_order(order):
+            return
+        if self.annealer is not None:
+            percent, peak_bytes, _ = self.annealer.evaluate(order)
+            useful = peak_bytes <= self.budget_bytes and percent < self.best_percent
+            if not useful and peak_bytes >= self.smallest_peak_bytes:
+                return
+        simulation = self.consider(order, by)
+        ratio = simulation.peak_bytes / self.budget_bytes if self.budget_bytes else math.inf
+        if ratio > 1.0 and (self.near_miss is None or ratio < self.near_miss[0]):
+            self.near_miss = ratio, order
+
+    def consider(self, order: list[int], by: str = "lifting") -> Simulation:
         """Simulate a sequence, and take it if it is the best that fits."""
         simulation = simulate(self.graph, Schedule.from_order(self.graph, order))
         self.smallest_peak_bytes = min(self.smallest_peak_bytes, simulation.peak_bytes)
         percent = percent_of(self.graph, simulation)
         if simulation.peak_bytes <= self.budget_bytes and percent < self.best_percent:
             self.best, self.best_percent, self.best_peak_bytes = list(order), percent, simulation.peak_bytes
+            self.best_by = by
         return simulation
 
     def anneal(self, order: list[int], cooling: Cooling, seconds: float, in_between: bool = False) -> None:
@@ -249,9 +312,9 @@ class Search:
         """Polish and judge what annealing has found."""
         assert self.annealer is not None
         if result.best is None:
-            self.consider(result.last)
+            self.consider(result.last, "annealing")
         else:
-            self.consider(self.annealer.polish(result.best, self.budget_bytes))
+            self.consider(self.annealer.polish(result.best, self.budget_bytes), "annealing")
 
     def refine(self, over: dict[int, int], answer: Answer) -> bool:
         """Add the worst positions, apart from each other, as instants, and rows at local maxima."""
@@ -292,6 +355,16 @@ class Search:
             if answer.has_point:
                 simulation = self.consider(lift(self.reduction, relaxation, answer.columns))
                 self.log(f"with {size_bytes} bytes: a schedule that needs {simulation.peak_bytes}")
+
+
+def in_captured_order(order: Sequence[int]) -> bool:
+    """Whether operators first run in captured order."""
+    count = 0
+    for operator in order:
+        if operator > count:
+            return False
+        count += operator == count
+    return True
 
 
 def percent_of(graph: Graph, simulation: Simulation) -> float:

@@ -49,7 +49,11 @@ def _solve(header: dict[str, Any], model: bytes) -> tuple[dict[str, Any], bytes]
     else:
         parameters.threads = 1
     problem = mathopt.Model.from_model_proto(model_pb2.ModelProto.FromString(model))
-    result = mathopt.solve(problem, mathopt.SolverType[header["engine"]], params=parameters)
+    hints = mathopt.ModelSolveParameters()
+    if header["start"]:
+        columns = {problem.get_variable(column): value for column, value in header["start"]}
+        hints.solution_hints.append(mathopt.SolutionHint(variable_values=columns))
+    result = mathopt.solve(problem, mathopt.SolverType[header["engine"]], params=parameters, model_params=hints)
     answer: dict[str, Any] = {
         "reason": result.termination.reason.name,
         "dual_bound": result.termination.objective_bounds.dual_bound,

@@ -1,0 +1,39 @@
+"""Orders of the classic chain methods, as places to start a search from: Chen's segments, and revolve's few slots.
+
+Each is built in milliseconds and judged by whoever asks. Loose budgets are met by few segments, tight ones by many or
+by running steps again several times; the orders come from loose to tight, so that the first that fits is among the
+cheapest of its family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from graph_capture.graph import Graph
+from solvers.chain_cuts import chain_of, segment_order
+from solvers.chen import ChenGreedy, ChenSqrt, equal_segments, greedy_segments
+from solvers.hints import Suggestion
+from solvers.revolve import ChainSteps, Revolve
+
+THRESHOLDS = 32
+MOST_REVOLVE_ORDERS = 40
+
+
+def chain_suggestions(graph: Graph) -> Iterator[Suggestion]:
+    """Orders of executions of `graph` by the chain methods; none where nothing cuts its forward phase."""
+    chain = chain_of(graph) if any(o.phase == "backward" for o in graph.operators) else None
+    if chain is None:
+        return
+    yield Suggestion(ChenSqrt.name, segment_order(graph, equal_segments(chain)))
+    total, largest = sum(chain.step_bytes), max(chain.step_bytes)
+    least = max(1, min(largest, total // len(chain)))
+    seen: set[tuple[int, ...]] = set()
+    for i in reversed(range(THRESHOLDS)):
+        boundaries = greedy_segments(chain, least * (max(total, 1) / least) ** (i / (THRESHOLDS - 1)))
+        if boundaries not in seen:
+            seen.add(boundaries)
+            yield Suggestion(ChenGreedy.name, segment_order(graph, boundaries))
+    steps = ChainSteps.of(graph, chain)
+    slots = list(Revolve(most_repetitions=4).slots(len(chain)))
+    for count in slots[:: max(1, len(slots) // MOST_REVOLVE_ORDERS)]:
+        yield Suggestion(Revolve.name, steps.order(count))
