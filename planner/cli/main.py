@@ -7,7 +7,8 @@
 | 2    | the budget is infeasible, and that is proven                                       |
 | 3    | `check` found something that does not hold                                         |
 
-Nothing is imported before a verb needs it: `--help` loads neither torch nor a solver nor pydantic, `show` no torch.
+Nothing is imported before a verb needs it: `--help` loads neither torch nor a solver nor pydantic, `show` and `compare`
+no torch.
 """
 
 from __future__ import annotations
@@ -73,12 +74,24 @@ def build_parser() -> argparse.ArgumentParser:
     show = verbs.add_parser("show", parents=[common], help="what a plan decided, by module, and what fills its peak")
     show.add_argument("plan", metavar="PLAN", help="a plan file")
 
+    _pictures(show)
+
+    compare = verbs.add_parser("compare", parents=[common], help="two plans side by side")
+    compare.add_argument("first", metavar="A", help="a plan file")
+    compare.add_argument("second", metavar="B", help="another plan file")
+    _pictures(compare)
+
     check = verbs.add_parser("check", parents=[common], help="run one step with and without a plan, and compare")
     check.add_argument("plan", metavar="PLAN", help="a plan file")
     check.add_argument("target", metavar="FILE_OR_MODULE:FACTORY", help=_TARGET_HELP)
 
     verbs.add_parser("solvers", parents=[common], help="the solvers that there are")
     return parser
+
+
+def _pictures(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--plot", metavar="FILE", help="also draw memory and trade-off to a .png, .svg or .pdf file")
+    verb.add_argument("--html", metavar="FILE", help="also write a report that a browser opens offline")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

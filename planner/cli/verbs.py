@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.cli.main import CHECK_FAILED, OK
+from planner.cli.paths import check_output
 from planner.errors import NoScheduleError, PlannerError
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def plan(options: argparse.Namespace) -> int:
 
     # Whatever can be wrong is looked at before the minutes that a solver may take.
     budget = parse_budget(options.budget)
-    _check_output(options.output)
+    check_output(options.output, "the plan")
     device = _device(options.device)
     solver = solver_class(options.solver)() if options.solver else None
     from planner.api import plan as make_plan
@@ -60,6 +59,9 @@ def plan(options: argparse.Namespace) -> int:
 
 def show(options: argparse.Namespace) -> int:
     """Print a plan, its decisions by module, and what fills its peak."""
+    from planner.cli import pictures
+
+    pictures.check_paths(options)
     from planner.plan_file import Plan
     from planner.report import report_on
     from planner.report.text import report_text
@@ -70,6 +72,27 @@ def show(options: argparse.Namespace) -> int:
         _print_json({**_summary(planned), "report": dataclasses.asdict(report)})
     else:
         print(f"{planned}\n\n{report_text(report)}")
+    pictures.of_plan(options, planned)
+    return OK
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Print two plans side by side."""
+    from planner.cli import pictures
+
+    pictures.check_paths(options)
+    from planner.plan_file import Plan
+    from planner.report.comparison import compare as compare_plans
+    from planner.report.text import comparison_text
+
+    first, second = Plan.load(options.first), Plan.load(options.second)
+    comparison = compare_plans(first, second)
+    if options.json:
+        plans = {"first": _summary(first), "second": _summary(second)}
+        _print_json({**plans, "comparison": dataclasses.asdict(comparison)})
+    else:
+        print(comparison_text(comparison))
+    pictures.of_two(options, first, second)
     return OK
 
 
@@ -110,18 +133,6 @@ def _device(name: str) -> str:
         return device_by_name(name).name
     except ValueError as error:
         raise PlannerError(str(error)) from error
-
-
-def _check_output(output: str | None) -> None:
-    if output is None:
-        return
-    folder = Path(output).parent
-    if not folder.is_dir():
-        raise PlannerError(f"the plan cannot be written: there is no folder {str(folder)!r}")
-    if Path(output).is_dir():
-        raise PlannerError(f"the plan cannot be written: {output!r} is a folder")
-    if not os.access(folder, os.W_OK):
-        raise PlannerError(f"the plan cannot be written: no permission to write in {str(folder)!r}")
 
 
 def _summary(planned: Plan) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from planner.budget import format_bytes
 from planner.formats import format_seconds
 from planner.report import AliveRow, ModuleRow, PeakReport, PlanReport
+from planner.report.comparison import Comparison, ModuleDifference
 from planner.report.modules import total_row
 
 
@@ -15,6 +16,21 @@ def report_text(report: PlanReport, *, biggest: int = 12) -> str:
     parts = [modules_text(report.modules)]
     if report.peak is not None:
         parts.append(peak_text(report.peak, biggest))
+    return "\n\n".join(parts)
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """Two plans side by side: the figures, and the modules that they decide differently."""
+    figures = columns(
+        [("", "a", "b", "b against a"), *((r.label, r.first, r.second, r.difference) for r in comparison.figures)],
+        left=1,
+    )
+    parts = [figures, *(f"note: {note}" for note in comparison.notes)]
+    if comparison.modules:
+        head = ("module", *(f"{what} {side}" for what in ("kept", "released", "again") for side in "ab"))
+        parts.append(columns([head, *map(_difference_cells, comparison.modules)], left=1))
+    else:
+        parts.append("both keep and recompute the same, module by module")
     return "\n\n".join(parts)
 
 
@@ -84,6 +100,11 @@ def _module_cells(row: ModuleRow) -> tuple[str, ...]:
         _size(row.released_bytes),
         format_seconds(row.recomputed_seconds) if row.recomputed_seconds else "0",
     )
+
+
+def _difference_cells(row: ModuleDifference) -> tuple[str, ...]:
+    seconds = (format_seconds(s) if s else "0" for s in row.recomputed_seconds)
+    return (row.label, *map(_size, (*row.kept_bytes, *row.released_bytes)), *seconds)
 
 
 def _alive_cells(row: AliveRow) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from planner.cli.factory import make
 from planner.cli.main import CHECK_FAILED, ERROR, INFEASIBLE, INTERRUPTED, OK, main
 from planner.errors import FactoryError, InfeasibleBudgetError
 from planner.plan_file import Plan
-from tests.planner.plans import make_plan
+from tests.planner.plans import chain, make_plan, plan_fields
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,7 +89,7 @@ def run(*arguments: str, python: tuple[str, ...] = ("-m", "planner.cli")) -> sub
 
 # --- what it imports --------------------------------------------------------------------------------------------------
 
-HEAVY = ("torch", "ortools", "numba", "pydantic", "numpy", "networkx")
+HEAVY = ("torch", "ortools", "numba", "pydantic", "numpy", "networkx", "matplotlib", "jinja2", "rich")
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,8 @@ HEAVY = ("torch", "ortools", "numba", "pydantic", "numpy", "networkx")
         (["--version"], ()),
         (["solvers"], ()),
         (["show", "PLAN"], ("pydantic",)),
+        (["show", "PLAN", "--json"], ("pydantic",)),
+        (["compare", "PLAN", "PLAN"], ("pydantic",)),
     ],
 )
 def test_heavy_imports_are_late(arguments: list[str], allowed: tuple[str, ...], plan_path: Path) -> None:
@@ -126,7 +128,7 @@ sys.stderr.write(f"{{code}} {{loaded}}")
 def test_help_names_verbs_and_exit_codes() -> None:
     result = run("--help")
     assert result.returncode == OK
-    for word in ("plan", "show", "check", "solvers", "infeasible"):
+    for word in ("plan", "show", "compare", "check", "solvers", "infeasible"):
         assert word in result.stdout
 
 
@@ -159,6 +161,66 @@ sys.exit(main(["show", {str(plan_path)!r}]))
 """
     result = run(python=("-c", code))
     assert result.stderr == ""
+
+
+# --- compare, and pictures --------------------------------------------------------------------------------------------
+
+
+def test_compare(plan_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other.json"
+    Plan(**plan_fields(chain())).save(other)
+    assert main(["compare", str(other), str(plan_path)]) == OK
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == "a b b against a"
+    assert "peak 750 bytes 650 bytes -100 bytes" in lines
+    assert "layers.* 600 bytes 500 bytes 0 bytes 100 bytes 0 1 s" in lines
+    assert main(["compare", str(other), str(plan_path), "--json"]) == OK
+    data = json.loads(capsys.readouterr().out)
+    assert data["second"]["predicted_peak_bytes"] == 650
+    assert data["comparison"]["modules"][0]["kept_bytes"] == [600, 500]
+
+
+def test_plans_of_different_graphs_are_compared_with_a_note(
+    plan_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.json"
+    Plan(**plan_fields(chain(5))).save(other)
+    assert main(["compare", str(other), str(plan_path)]) == OK
+    assert "note: the plans are of different graphs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["show", "compare"])
+def test_reports_and_plots_are_written(verb: str, plan_path: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is an optional extra")
+    page, plot = tmp_path / "report.html", tmp_path / "plot.svg"
+    plans = [str(plan_path)] * (2 if verb == "compare" else 1)
+    assert main([verb, *plans, "--html", str(page), "--plot", str(plot)]) == OK
+    assert page.read_text().startswith("<!doctype html>")
+    assert "</svg>" in plot.read_text()
+
+
+def test_a_report_needs_no_torch(plan_path: Path, tmp_path: Path) -> None:
+    arguments = ["show", str(plan_path), "--html", str(tmp_path / "report.html")]
+    code = f"import sys; from planner.cli.main import main; code = main({arguments!r}); "
+    result = run(python=("-c", code + "sys.stderr.write(f'{code} {\"torch\" in sys.modules}')"))
+    assert result.stderr == "0 False"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--plot", "plot.bmp"], "a plot is written as .png, .svg, .pdf"),
+        (["--plot", "/no/such/folder/plot.png"], "the plot cannot be written: there is no folder"),
+        (["--html", "/no/such/folder/page.html"], "the report cannot be written: there is no folder"),
+    ],
+)
+def test_pictures_are_refused_before_anything_is_read(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["show", "none.json", *arguments]) == ERROR
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.out == ""
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------
