@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     )
     from planner.loops import checkpoint_loop
     from planner.measure import StepMeasurement, measure_step
+    from planner.minimum_budget import minimum_budget
+    from planner.pareto import Pareto, ParetoPoint, pareto
     from planner.plan_file import Plan
     from planner.rewrite import restore, rewrite
 
@@ -61,6 +63,8 @@ __all__ = [
     "InvalidPlanError",
     "LoopError",
     "NoScheduleError",
+    "Pareto",
+    "ParetoPoint",
     "Plan",
     "PlanChangedWarning",
     "PlanFileError",
@@ -76,6 +80,8 @@ __all__ = [
     "export_certificate",
     "format_bytes",
     "measure_step",
+    "minimum_budget",
+    "pareto",
     "parse_budget",
     "plan",
     "restore",
@@ -87,6 +93,8 @@ _HOMES = {
     "Budget": "planner.budget",
     "Certificate": "planner.certificate.make",
     "CertificateReport": "planner.certificate.verify",
+    "Pareto": "planner.pareto",
+    "ParetoPoint": "planner.pareto",
     "Plan": "planner.plan_file",
     "PlanChangedWarning": "planner.decide",
     "StepMeasurement": "planner.measure",
@@ -96,6 +104,8 @@ _HOMES = {
     "export_certificate": "planner.certificate.make",
     "format_bytes": "planner.budget",
     "measure_step": "planner.measure",
+    "minimum_budget": "planner.minimum_budget",
+    "pareto": "planner.pareto",
     "parse_budget": "planner.budget",
     "plan": "planner.api",
     "restore": "planner.rewrite",

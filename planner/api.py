@@ -19,6 +19,7 @@ from planner.errors import error_for_solution
 from planner.plan_file import Plan
 from planner.plan_parts import BudgetRequest, LossPlace
 from solvers.auto import Auto
+from solvers.hints import Hints, ProgressListener
 from solvers.schedule import Schedule
 from solvers.simulator import simulate
 from solvers.solution import Solution, Solver
@@ -38,6 +39,7 @@ def plan(
     time_limit_seconds: float | None = None,
     gradient_accumulation: bool = True,
     extra_bytes: Mapping[str, int] | None = None,
+    progress: ProgressListener | None = None,
 ) -> Plan:
     """Decide what one training step of `model` keeps and what it recomputes, within a budget in bytes.
 
@@ -56,6 +58,7 @@ def plan(
     - `gradient_accumulation`: whether the plan must also hold when `.grad` is there from the start. Say `False` if
       every step starts with `zero_grad(set_to_none=True)`: more of the budget is then left for activations.
     - `extra_bytes`: memory beside the step's, by label, such as optimizer state and a headroom for fragmentation.
+    - `progress`: called with a :class:`~solvers.hints.Progress` now and then while the solver works.
 
     **Returns:**
 
@@ -68,27 +71,41 @@ def plan(
     solver = solver if solver is not None else Auto()
     if time_limit_seconds is not None:
         solver = with_time_limit(solver, time_limit_seconds)
-    started = time.perf_counter()
-    module, args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
-    captured = capture(
-        module,
-        args,
-        kwargs,
+    module, captured, capture_seconds = capture_with_peak(
+        model,
+        example_inputs,
+        example_kwargs,
         loss_fn=loss_fn,
         device=device,
         gradient_accumulation=gradient_accumulation,
         extra_bytes=extra_bytes,
     )
-    capture_seconds = time.perf_counter() - started
-    if captured.eager_peak_bytes is None:
-        store_all = simulate(captured.graph, Schedule.store_all(captured.graph))
-        captured = dataclasses.replace(captured, eager_peak_bytes=store_all.peak_bytes)
     assert captured.eager_peak_bytes is not None
     budget_bytes = wanted.resolve(captured.eager_peak_bytes)
-    solution = solver.solve(captured.graph, budget_bytes)
+    solution = solver.solve(captured.graph, budget_bytes, Hints(progress=progress))
     if solution.schedule is None:
         raise error_for_solution(solution, captured.graph, budget_bytes, captured.eager_peak_bytes)
     return plan_of(module, captured, wanted, budget_bytes, solution, solver, capture_seconds)
+
+
+def capture_with_peak(
+    model: Any,
+    example_inputs: Sequence[Any],
+    example_kwargs: Mapping[str, Any] | None,
+    **options: Any,
+) -> tuple[torch.nn.Module, Capture, float]:
+    """The module, its captured step and the seconds that capture took; `options` as :func:`capture` takes them.
+
+    Where eager cannot be counted on fake tensors, the store-all schedule's peak stands in for eager's.
+    """
+    started = time.perf_counter()
+    module, args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
+    captured = capture(module, args, kwargs, **options)
+    seconds = time.perf_counter() - started
+    if captured.eager_peak_bytes is None:
+        store_all = simulate(captured.graph, Schedule.store_all(captured.graph))
+        captured = dataclasses.replace(captured, eager_peak_bytes=store_all.peak_bytes)
+    return module, captured, seconds
 
 
 def with_time_limit(solver: Solver, seconds: float) -> Solver:

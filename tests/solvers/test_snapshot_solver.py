@@ -13,6 +13,7 @@ import time
 import pytest
 
 from graph_capture.graph import Graph
+from solvers.hints import Hints, Progress, Suggestion
 from solvers.schedule import Schedule, outside_loss
 from solvers.simulator import simulate
 from solvers.snapshot import SnapshotRefinement
@@ -165,3 +166,61 @@ def test_no_process_is_left_behind() -> None:
 def test_import_is_light() -> None:
     code = "import sys, solvers.snapshot; sys.exit(any(m in sys.modules for m in ('torch', 'ortools', 'numba')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def interrupted_at(stage: str) -> Hints:
+    """A listener that does what Ctrl-C does, when the search first says `stage`."""
+
+    def listen(progress: Progress) -> None:
+        if stage in progress.stage:
+            raise KeyboardInterrupt
+
+    return Hints(progress=listen)
+
+
+def test_an_interrupt_returns_the_best_schedule_so_far() -> None:
+    graph = training_chain(12)
+    budget = int(0.7 * peak_of(graph))
+    solution = SnapshotRefinement(gap=0.0).solve(graph, budget, interrupted_at("lifted"))
+    assert solution.schedule is not None
+    assert solution.hit_limit
+    assert "interrupted" in solution.message
+    assert simulate(graph, solution.schedule).peak_bytes <= budget
+    assert solution.lower_bound <= solution.overhead
+
+
+def test_an_interrupt_before_there_is_a_schedule_goes_on_to_the_caller() -> None:
+    graph = training_chain(12)
+    with pytest.raises(KeyboardInterrupt):
+        SnapshotRefinement().solve(graph, int(0.7 * peak_of(graph)), interrupted_at("MILP"))
+
+
+def test_what_is_known_is_used() -> None:
+    """A schedule from a solve before is at hand at once; a bound of a larger budget is kept."""
+    graph = training_chain(12)
+    budget = int(0.7 * peak_of(graph))
+    first = SnapshotRefinement(gap=0.0).solve(graph, budget)
+    assert first.schedule is not None
+    again = SnapshotRefinement(gap=0.0).solve(
+        graph, budget, Hints(schedules=(first.schedule,), lower_bound=first.lower_bound)
+    )
+    assert again.overhead <= first.overhead
+    assert again.lower_bound >= first.lower_bound
+    assert again.schedule_by == "what was known"
+
+
+def test_suggestions_of_another_class_are_not_taken() -> None:
+    """An order that swaps first executions may be cheaper than the bound allows: it is no schedule of this class."""
+    graph = random_graph(8, 8, PLAIN, joint=False)
+    order = list(range(len(graph)))
+    free = next(i for i in order[1:] if i - 1 not in {graph.values[v].producer for v in graph.operators[i].inputs})
+    order[free - 1], order[free] = order[free], order[free - 1]
+    tried: list[str] = []
+
+    def suggest() -> list[Suggestion]:
+        tried.append("asked")
+        return [Suggestion("elsewhere", order)]
+
+    solution = SnapshotRefinement(work_limit=1, gap=0.0).solve(graph, int(0.9 * peak_of(graph)), Hints(suggest=suggest))
+    assert tried == ["asked"]
+    assert solution.schedule_by != "elsewhere"

@@ -1,0 +1,175 @@
+"""``pareto(model, budgets)``: the whole trade-off curve of overhead against budget, from one capture.
+
+Also called the Pareto front, or the memory-time trade-off. The model is captured once; each budget's solve uses the
+bounds and schedules of the others (:mod:`solvers.pareto`), so that the curve is monotone and costs less than its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from graph_capture.capture import Capture
+from graph_capture.devices import Device
+from graph_capture.graph import Graph
+from planner.api import LossFn, capture_with_peak, plan_of, with_time_limit
+from planner.budget import Budget, parse_budget
+from planner.errors import error_for_solution
+from planner.plan_file import Plan
+from solvers.auto import Auto
+from solvers.hints import ProgressListener
+from solvers.pareto import curve
+from solvers.schedule import Schedule
+from solvers.simulator import simulate
+from solvers.solution import Solution, Solver
+
+
+@dataclass(frozen=True)
+class ParetoPoint:
+    """One budget of the curve.
+
+    **Fields:**
+
+    - `requested`: the budget as it was written. `budget_bytes`: what it comes to.
+    - `solution`: schedule, bound, status and seconds of its solve.
+    """
+
+    requested: str
+    budget_bytes: int
+    solution: Solution
+
+    @property
+    def overhead(self) -> float:
+        """Seconds of recomputation as a fraction of the store-all step; `inf` where nothing was found."""
+        return self.solution.overhead
+
+    @property
+    def lower_bound(self) -> float:
+        """No schedule of the bound's scope has less overhead; `inf` where it is proven that none fits."""
+        return self.solution.lower_bound
+
+    @property
+    def gap(self) -> float:
+        """Overhead minus lower bound."""
+        return self.solution.gap
+
+    @property
+    def predicted_peak_bytes(self) -> int:
+        """The simulator's peak of the schedule; 0 without one."""
+        return self.solution.predicted_peak_bytes
+
+    @property
+    def status(self) -> str:
+        """`OPTIMAL`, `FEASIBLE`, `INFEASIBLE` or `UNKNOWN`."""
+        return self.solution.status.name
+
+    @property
+    def seconds(self) -> float:
+        """Time that this budget's solve took."""
+        return self.solution.seconds
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a plan needs beside a solution."""
+
+    module: torch.nn.Module
+    captured: Capture
+    solver: Solver
+    capture_seconds: float
+
+
+@dataclass(frozen=True)
+class Pareto:
+    """The trade-off curve; more budget never means more overhead.
+
+    **Fields:**
+
+    - `points`: one per budget, in ascending order.
+    - `graph`: what was solved. `eager_peak_bytes`: 100 % of budgets in percent.
+    - `store_all_peak_bytes`: the budget from which on nothing is recomputed.
+    """
+
+    points: tuple[ParetoPoint, ...]
+    graph: Graph
+    eager_peak_bytes: int
+    store_all_peak_bytes: int
+    _origin: _Origin | None = field(default=None, repr=False)
+
+    def plan(self, index: int) -> Plan:
+        """The plan of point `index`, as :func:`planner.plan` would return it.
+
+        Raises :class:`~planner.errors.InfeasibleBudgetError` where there is no schedule, and `ValueError` if the curve
+        was made from a graph: a plan belongs to a model.
+        """
+        point, origin = self.points[index], self._origin
+        if origin is None:
+            raise ValueError("this curve was made from a graph; a plan belongs to a model: call pareto(model, ...)")
+        if point.solution.schedule is None:
+            raise error_for_solution(point.solution, self.graph, point.budget_bytes, self.eager_peak_bytes)
+        return plan_of(
+            origin.module,
+            origin.captured,
+            parse_budget(point.budget_bytes),
+            point.budget_bytes,
+            point.solution,
+            origin.solver,
+            origin.capture_seconds,
+        )
+
+
+def pareto(
+    model: Any,
+    budgets: Iterable[int | str | Budget],
+    example_inputs: Sequence[Any] = (),
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    loss_fn: LossFn | None = None,
+    solver: Solver | None = None,
+    device: str | Device | None = None,
+    time_limit_seconds: float | None = None,
+    gradient_accumulation: bool = True,
+    extra_bytes: Mapping[str, int] | None = None,
+    progress: ProgressListener | None = None,
+) -> Pareto:
+    """The cheapest known schedule, and a lower bound, for each of several budgets.
+
+    **Arguments:** as :func:`planner.plan`, but
+
+    - `model`: a model, or a :class:`~graph_capture.graph.Graph` (then the arguments of the capture are not used, and a
+      percentage refers to the store-all schedule's peak).
+    - `budgets`: each as `plan` takes it. `time_limit_seconds` is for each of them.
+
+    Raises what `plan` raises, but for budgets that cannot be met: those are points whose status says so.
+    """
+    wanted = [parse_budget(budget) for budget in budgets]
+    solver = solver if solver is not None else Auto()
+    if time_limit_seconds is not None:
+        solver = with_time_limit(solver, time_limit_seconds)
+    origin: _Origin | None = None
+    if isinstance(model, Graph):
+        graph = model
+        eager_peak_bytes = simulate(graph, Schedule.store_all(graph)).peak_bytes
+    else:
+        module, captured, capture_seconds = capture_with_peak(
+            model,
+            example_inputs,
+            example_kwargs,
+            loss_fn=loss_fn,
+            device=device,
+            gradient_accumulation=gradient_accumulation,
+            extra_bytes=extra_bytes,
+        )
+        assert captured.eager_peak_bytes is not None
+        graph, eager_peak_bytes = captured.graph, captured.eager_peak_bytes
+        origin = _Origin(module, captured, solver, capture_seconds)
+    names = {budget.resolve(eager_peak_bytes): str(budget) for budget in wanted}
+    points = tuple(
+        ParetoPoint(names[point.budget_bytes], point.budget_bytes, point.solution)
+        for point in curve(graph, names, solver, progress)
+    )
+    store_all_peak_bytes = simulate(graph, Schedule.store_all(graph)).peak_bytes
+    return Pareto(points, graph, eager_peak_bytes, store_all_peak_bytes, origin)
