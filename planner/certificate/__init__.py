@@ -7,6 +7,7 @@ no solver, no simulator, no numerical library. Its parts:
 - :mod:`~planner.certificate.statement`: the file's form;
 - :mod:`~planner.certificate.replay`: cost and peak of the schedule, a second interpreter beside the simulator;
 - :mod:`~planner.certificate.relaxation`: the inequalities that every schedule satisfies, with their proof;
+- :mod:`~planner.certificate.cuts`: what follows from them because a schedule's decisions are whole numbers;
 - :mod:`~planner.certificate.duality`: the bound that a combination of them proves.
 
 The makers, :mod:`~planner.certificate.make` and what it imports, need OR-Tools; nothing that they say is believed.

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from planner.certificate.cuts import Cut
 from planner.certificate.relaxation import Column, Relaxation, Row, RowName
+from planner.certificate.separation import violated_cuts
 
 PERCENT = 100.0
 VIOLATED = 1e-7
@@ -45,7 +47,8 @@ class LinearAnswer:
 class RelaxedProgram:
     """The linear program of a relaxation; columns can be fixed, memory rows come where a point violates them.
 
-    `names` and `rows` are the rows that are in the program; multipliers refer to them by index.
+    `names` and `rows` are the rows that are in the program, `cuts` says how some of them are derived from others;
+    multipliers refer to rows by index.
     """
 
     def __init__(self, relaxation: Relaxation) -> None:
@@ -56,6 +59,8 @@ class RelaxedProgram:
         self.step_seconds = relaxation.graph.step_seconds or 1.0
         self.names: list[RowName] = []
         self.rows: list[Row] = []
+        self.cuts: dict[int, Cut] = {}
+        self._scales: list[float] = []
         self._model: Any = mathopt.Model()
         self._columns: dict[Column, Any] = {}
         self._constraints: list[Any] = []
@@ -85,11 +90,13 @@ class RelaxedProgram:
     def _price(self, column: Column) -> float:
         return PERCENT * self.relaxation.graph.operators[column[2]].seconds / self.step_seconds
 
-    def _scale(self, name: RowName) -> float:
+    def _scale(self, name: RowName, row: Row) -> float:
+        if name[0] == "cut":
+            return float(max(abs(a) for a in row.terms.values()))
         return float(self.relaxation.budget_bytes or 1) if name[0] == "memory" else 1.0
 
     def _add_row(self, name: RowName, row: Row) -> None:
-        scale = self._scale(name)
+        scale = self._scale(name, row)
         constraint = self._model.add_linear_constraint(lb=row.least / scale)
         for column, coefficient in row.terms.items():
             if self.relaxation.box(column) != (0, 0):
@@ -97,8 +104,17 @@ class RelaxedProgram:
         constraint.set_coefficient(self._shortfall, 1.0)
         self.names.append(name)
         self.rows.append(row)
+        self._scales.append(scale)
         self._present.add(name)
         self._constraints.append(constraint)
+
+    def add_cuts(self, answer: LinearAnswer) -> int:
+        """Add the cuts that an answer violates; returns how many."""
+        found = list(violated_cuts(self.relaxation, self.names, self.rows, answer.multipliers, answer.point))
+        for cut, row in found:
+            self.cuts[len(self.rows)] = cut
+            self._add_row(("cut", len(self.cuts)), row)
+        return len(found)
 
     def solve(self, fixed: Mapping[Column, int], seconds: float) -> LinearAnswer:
         """The relaxation with some columns fixed; raises :class:`LinearProgramError` at a limit."""
@@ -135,7 +151,7 @@ class RelaxedProgram:
     def _multipliers(self, result: Any) -> dict[int, float]:
         duals: Sequence[float] = result.dual_values(self._constraints)
         unit = self.step_seconds / PERCENT
-        return {i: y * unit / self._scale(self.names[i]) for i, y in enumerate(duals) if y > 1e-12}
+        return {i: y * unit / self._scales[i] for i, y in enumerate(duals) if y > 1e-12}
 
     def _infeasibility(self, seconds: float) -> dict[int, float]:
         """Multipliers of the rows that cannot hold together, by the least shortfall that would make them hold."""

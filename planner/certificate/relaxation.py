@@ -94,6 +94,7 @@ class Relaxation:
             raise ValueError(f"instants {instants} are not operators in ascending order that begin with 0")
         self.graph = graph
         self.budget_bytes = budget_bytes
+        self.smallest_modelled_bytes = smallest_modelled_bytes
         self.instants = instants
         self.ends = (*instants[1:], len(graph))
         self.modelled = [

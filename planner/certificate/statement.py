@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from graph_capture.graph import Graph, GraphError
+from planner.certificate.cuts import Cut
 from planner.certificate.duality import Leaf, Multiplier
 from planner.certificate.relaxation import Column, RowName
 from planner.certificate.replay import ScheduleRow
@@ -36,6 +37,7 @@ FIELDS = (
     "instants",
     "smallest_modelled_bytes",
     "rows",
+    "cuts",
     "linear",
     "tree",
     "checksum",
@@ -72,7 +74,9 @@ class Statement:
 
     **Fields:**
 
-    - `schedule`: `None` if the certificate only says that nothing fits. `tree`: node 0 is the root; may be empty.
+    - `schedule`: `None` if the certificate only says that nothing fits.
+    - `rows`, `cuts`: multipliers refer to both, the cuts numbered after the rows.
+    - `linear`: of the rows alone. `tree`: node 0 is the root, which may be the only leaf; may be empty.
     """
 
     graph: Graph
@@ -82,6 +86,7 @@ class Statement:
     instants: tuple[int, ...]
     smallest_modelled_bytes: int
     rows: tuple[RowName, ...]
+    cuts: tuple[Cut, ...]
     linear: Leaf
     tree: tuple[Leaf | Split, ...]
 
@@ -117,6 +122,7 @@ def _statement(data: dict[str, Any]) -> Statement:
     if data["checksum"] != checksum(data):
         raise CertificateError("the checksum does not match: the certificate was changed after it was made")
     rows = tuple(_row_name(row) for row in _sequence("rows", data["rows"]))
+    cuts = tuple(_cut(len(rows) + i, cut) for i, cut in enumerate(_sequence("cuts", data["cuts"])))
     nodes = _sequence("tree", data["tree"])
     return Statement(
         graph=_graph(data["graph"]),
@@ -126,8 +132,9 @@ def _statement(data: dict[str, Any]) -> Statement:
         instants=tuple(_integer("instants", t) for t in _sequence("instants", data["instants"])),
         smallest_modelled_bytes=_integer("smallest_modelled_bytes", data["smallest_modelled_bytes"]),
         rows=rows,
+        cuts=cuts,
         linear=_leaf("linear", data["linear"], len(rows)),
-        tree=tuple(_node(index, node, len(rows)) for index, node in enumerate(nodes)),
+        tree=tuple(_node(index, node, len(rows) + len(cuts)) for index, node in enumerate(nodes)),
     )
 
 
@@ -224,8 +231,25 @@ def _node(index: int, data: Any, n_rows: int) -> Leaf | Split:
     if "column" not in node:
         return _leaf(what, node, n_rows)
     _same_fields(what, node, ("column", "zero", "one"))
-    column = _sequence(what, node["column"])
+    return Split(_column(what, node["column"]), _integer(what, node["zero"]), _integer(what, node["one"]))
+
+
+def _column(what: str, data: Any) -> Column:
+    column = _sequence(what, data)
     if len(column) != 3 or column[0] not in ("k", "r", "h"):
-        raise CertificateError(f"{what} splits at {_short(column)}, which is no column")
-    name = (str(column[0]), _integer(what, column[1]), _integer(what, column[2]))
-    return Split(name, _integer(what, node["zero"]), _integer(what, node["one"]))
+        raise CertificateError(f"{what} has {_short(column)} where a column belongs")
+    return str(column[0]), _integer(what, column[1]), _integer(what, column[2])
+
+
+def _cut(index: int, data: Any) -> Cut:
+    what = f"cut {index}"
+    cut = _mapping(what, data)
+    _same_fields(what, cut, ("combine", "complement", "divisor"))
+    combine: list[tuple[int, int]] = []
+    for item in _sequence(what, cut["combine"]):
+        pair = [_integer(what, x) for x in _sequence(what, item)]
+        if len(pair) != 2:
+            raise CertificateError(f"{what} has {_short(item)} where [row, weight] belongs")
+        combine.append((pair[0], pair[1]))
+    columns = tuple(_column(what, column) for column in _sequence(what, cut["complement"]))
+    return Cut(tuple(combine), columns, _integer(what, cut["divisor"]))

@@ -2,11 +2,12 @@
 
 How far the check reaches. *Checked in exact arithmetic*: that the schedule is legal on the certificate's graph, its
 seconds of recomputation, its peaks, that it keeps the budget; that every row with a multiplier is one of
-:mod:`planner.certificate.relaxation`, rebuilt here from the graph; the bound that the multipliers of the linear
-relaxation prove; the bound of the branch tree, that its splits cover all 0/1 points, and each leaf's bound. *Proven in
-prose* there: that every schedule of the scope satisfies the rows (the tests hold them against exhaustive search).
-*Not checked*: what the solver reported beyond that (`solver_bound`, repeated for comparison); that the graph is the
-model's, and its prices and bytes the device's.
+:mod:`planner.certificate.relaxation`, rebuilt here from the graph, or a cut that follows from such rows by rounding
+(:mod:`planner.certificate.cuts`); the bound that the multipliers of the linear relaxation prove; the bound of the
+branch tree, that its splits cover all 0/1 points, and each leaf's bound. *Proven in prose* there: that every schedule
+of the scope satisfies the rows, and that rounding is right (the tests hold both against exhaustive search). *Not
+checked*: what the solver reported beyond that (`solver_bound`, repeated for comparison); that the graph is the model's,
+and its prices and bytes the device's.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from planner.certificate.cuts import CutError, derive
 from planner.certificate.duality import proven_seconds
 from planner.certificate.relaxation import Column, Relaxation, Row, UnknownRowError
 from planner.certificate.replay import Replayed, replay
@@ -33,9 +35,9 @@ class CertificateReport:
 
     - `overhead`, `peak_bytes`: of the schedule; `None` without one. `in_captured_order`: whether the schedule itself
       is one of those that the bounds speak of.
-    - `linear_bound`: of the linear relaxation alone; `integer_bound`: of the branch tree, `None` if there is none. A
-      bound of `inf` says that no schedule fits the budget. Both hold for `scope`.
-    - `leaves`: of the tree.
+    - `linear_bound`: of the linear relaxation alone; `integer_bound`: of cuts and the branch tree, `None` if there are
+      none. A bound of `inf` says that no schedule fits the budget. Both hold for `scope`.
+    - `leaves`: of the tree; 1 if the cuts alone prove the bound. `cuts`: how many there are.
     - `solver_bound`: what the solver reported, for `solver_scope` in its own words; `solver_bound_checked`: whether the
       certificate proves as much.
     """
@@ -50,6 +52,7 @@ class CertificateReport:
     linear_bound: float
     integer_bound: float | None
     leaves: int
+    cuts: int
     scope: str
     solver: str
     solver_scope: str
@@ -79,7 +82,9 @@ class CertificateReport:
             lines.append(f"overhead            {100 * self.overhead:.4f} % of the step")
         lines.append(f"linear bound        {_percent(self.linear_bound)}")
         if self.integer_bound is not None:
-            lines.append(f"integer bound       {_percent(self.integer_bound)}, {self.leaves:,} leaves")
+            lines.append(
+                f"integer bound       {_percent(self.integer_bound)}: {self.cuts:,} cuts, {self.leaves:,} leaves"
+            )
         share = "checked" if self.solver_bound_checked else f"checked up to {_percent(self.bound)}"
         lines.append(f"bound of {self.solver}: {_percent(self.solver_bound)}, {share}")
         lines.append(f"the bounds hold for {self.scope}")
@@ -123,6 +128,7 @@ def verify_certificate(source: str | os.PathLike[str] | Mapping[str, Any]) -> Ce
         linear_bound=float(round_down(linear)),
         integer_bound=None if integer is None else float(round_down(integer)),
         leaves=len(bounds),
+        cuts=len(statement.cuts),
         scope=SCOPE,
         solver=_text("solver", claims["solver"]),
         solver_scope=_text("solver_scope", claims["solver_scope"]),
@@ -158,9 +164,14 @@ def _rebuild(statement: Statement) -> tuple[Relaxation, list[Row]]:
         relaxation = Relaxation(
             statement.graph, statement.budget_bytes, statement.instants, statement.smallest_modelled_bytes
         )
-        return relaxation, [relaxation.row(name) for name in statement.rows]
+        rows = [relaxation.row(name) for name in statement.rows]
+        for cut in statement.cuts:
+            rows.append(derive(relaxation, rows, cut))
+        return relaxation, rows
     except UnknownRowError as error:
         raise CertificateError(f"the proof uses a row that the relaxation does not have: {error}") from error
+    except CutError as error:
+        raise CertificateError(f"the proof uses a cut that does not follow: {error}") from error
     except ValueError as error:
         raise CertificateError(f"the relaxation cannot be rebuilt: {error}") from error
 

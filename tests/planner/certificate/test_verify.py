@@ -64,16 +64,16 @@ def test_bounds_are_true(family: int) -> None:
 @pytest.fixture(scope="module")
 def certificate() -> Certificate:
     """A schedule of a chain with a branch tree: the linear bound alone does not reach the optimum."""
-    graph = training_chain(10)
-    graph = dataclasses.replace(
-        graph,
-        operators=tuple(
-            dataclasses.replace(o, seconds=o.seconds + 0.37 * (i * i % 7)) for i, o in enumerate(graph.operators)
-        ),
+    graph = training_chain(12)
+    operators = tuple(
+        dataclasses.replace(o, seconds=o.seconds + 0.37 * (i * i % 7)) for i, o in enumerate(graph.operators)
     )
-    solution = SnapshotRefinement(work_limit=3).solve(graph, 85)
-    made = certify(graph, 85, solution, **LIMITS)
+    values = tuple(dataclasses.replace(v, size_bytes=v.size_bytes + i * i % 5) for i, v in enumerate(graph.values))
+    graph = dataclasses.replace(graph, operators=operators, values=values)
+    solution = SnapshotRefinement(work_limit=3).solve(graph, 75)
+    made = certify(graph, 75, solution, cut_rounds=1, **LIMITS)
     assert made.report.leaves > 1
+    assert made.report.cuts > 0
     return made
 
 
@@ -231,6 +231,26 @@ def invent_a_row(data: dict[str, Any]) -> None:
     data["rows"][0] = ["trust", 1, 2]
 
 
+def weigh_a_cut_down(data: dict[str, Any]) -> None:
+    data["cuts"][0]["combine"][0][1] = -1
+
+
+def let_a_cut_use_itself(data: dict[str, Any]) -> None:
+    data["cuts"][0]["combine"][0][0] = len(data["rows"])
+
+
+def change_a_divisor(data: dict[str, Any]) -> None:
+    data["cuts"][0]["divisor"] = 0
+
+
+def round_nothing(data: dict[str, Any]) -> None:
+    data["cuts"][0]["divisor"] = 1
+
+
+def let_the_linear_bound_use_a_cut(data: dict[str, Any]) -> None:
+    data["linear"]["multipliers"].append([len(data["rows"]), 1, 0])
+
+
 def drop_a_branch(data: dict[str, Any]) -> None:
     data["tree"][0]["one"] = data["tree"][0]["zero"]
 
@@ -257,8 +277,8 @@ TAMPERING: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "graph, a price": (reprice, "states .* as its (recomputed_seconds|step_seconds)"),
     "graph, a negative price": (negative_price, "graph cannot be rebuilt"),
     "budget_bytes, less": (set_field("budget_bytes", 20), "peak is .* the budget"),
-    "budget_bytes, more": (set_field("budget_bytes", 86), "linear_bound"),
-    "budget_bytes, no integer": (set_field("budget_bytes", 85.0), "where an integer belongs"),
+    "budget_bytes, more": (set_field("budget_bytes", 76), "linear_bound"),
+    "budget_bytes, no integer": (set_field("budget_bytes", 75.0), "where an integer belongs"),
     "schedule, cut off": (drop_last_step, "missing at the end|never runs"),
     "schedule, a repetition left out": (drop_a_rerun, "not in memory"),
     "schedule, none": (set_field("schedule", None), "recomputed_seconds"),
@@ -283,6 +303,12 @@ TAMPERING: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "smallest_modelled_bytes": (set_field("smallest_modelled_bytes", 10**9), "the relaxation does not have"),
     "rows, no such operator": (rename_a_row, "there is no such operator"),
     "rows, no such kind": (invent_a_row, "is not the name of a row"),
+    "cuts, a negative weight": (weigh_a_cut_down, "cut that does not follow: .* with weight -1"),
+    "cuts, in a circle": (let_a_cut_use_itself, "cut that does not follow: a cut combines row"),
+    "cuts, no divisor": (change_a_divisor, "cut that does not follow: a cut divides by 0"),
+    "cuts, nothing to round": (round_nothing, "cut that does not follow: .* nothing to round"),
+    "cuts, none": (set_field("cuts", []), "a multiplier for row"),
+    "linear, a cut": (let_the_linear_bound_use_a_cut, "a multiplier for row"),
     "linear, a multiplier": (shrink_a_multiplier, "as its linear_bound"),
     "linear, a negative multiplier": (negate_a_multiplier, "negative multiplier"),
     "linear, a row": (multiplier_of_no_row, "a multiplier for row 1000000"),
@@ -291,7 +317,7 @@ TAMPERING: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "tree, infeasible": (claim_infeasible, "as its integer_bound"),
     "tree, a branch left out": (drop_a_branch, "refers to node .* twice"),
     "tree, a node too many": (orphan_a_node, "belongs to no branch"),
-    "tree, a column": (split_at_no_column, "which is no column"),
+    "tree, a column": (split_at_no_column, "which is no column|where a column belongs"),
     "tree, a column twice": (split_twice, "splits twice at"),
     "tree, none": (set_field("tree", []), "as its integer_bound"),
     "tree, no list": (set_field("tree", 5), "tree is 5, not a list"),
