@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from graph_capture.graph import Graph
+from solvers.backends import backend
 from solvers.structure import repeatable
 
 COST_SCALE = 10**9  # parts of the store-all step
@@ -47,7 +48,8 @@ class IntervalModel:
     """
 
     def __init__(self, graph: Graph, budget_bytes: int, intervals: int) -> None:
-        from ortools.sat.python import cp_model
+        with backend("ortools"):
+            from ortools.sat.python import cp_model
 
         self.cp: Any = cp_model
         self.model: Any = cp_model.CpModel()

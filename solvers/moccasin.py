@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from graph_capture.graph import Graph
+from solvers.backends import backend
 from solvers.hints import NO_HINTS, Hints
 from solvers.interval_model import COST_SCALE, IntervalModel
 from solvers.schedule import Schedule
@@ -75,7 +76,8 @@ class Moccasin(Solver):
         return self._search(verdict, store_all)
 
     def _search(self, verdict: Verdict, store_all: Candidate) -> Solution:
-        from ortools.sat.python import cp_model
+        with backend("ortools"):
+            from ortools.sat.python import cp_model
 
         graph, budget_bytes = verdict.graph, verdict.budget_bytes
         model = IntervalModel(graph, budget_bytes, self.intervals)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graph_capture.graph import Graph
+from solvers.backends import backend
 from solvers.schedule import outside_loss
 from solvers.snapshot.lift import prune
 from solvers.snapshot.reduction import can_repeat, constant_bytes
@@ -155,7 +156,8 @@ def _rows(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
 def _tables(graph: Graph) -> Tables:
     import numpy as np
 
-    from solvers.snapshot.kernel import Tables
+    with backend("numba"):
+        from solvers.snapshot.kernel import Tables
 
     operators, values = graph.operators, graph.values
     stays = np.array([v.kind != "activation" for v in values], dtype=np.bool_)

@@ -21,11 +21,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from solvers.backends import BackendError
+
 GRACE_SECONDS = 2.0
 """How long an engine may overrun its time limit before it is killed."""
 
 
-class EngineError(RuntimeError):
+class EngineError(BackendError):
     """An engine could not be started or refused a model."""
 
 

@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from solvers.backends import backend
+
 
 @dataclass
 class LinearProgram:
@@ -58,7 +60,8 @@ class LinearProgram:
 
     def serialized(self) -> bytes:
         """The program as a serialized MathOpt ``ModelProto``."""
-        from ortools.math_opt import model_pb2  # pyright: ignore[reportMissingTypeStubs]
+        with backend("ortools"):
+            from ortools.math_opt import model_pb2  # pyright: ignore[reportMissingTypeStubs]
 
         proto = model_pb2.ModelProto()
         variables, rows, matrix = proto.variables, proto.linear_constraints, proto.linear_constraint_matrix

@@ -33,6 +33,8 @@ def _solve(header: dict[str, Any], model: bytes) -> tuple[dict[str, Any], bytes]
     from ortools.math_opt import model_pb2  # pyright: ignore[reportMissingTypeStubs]
     from ortools.math_opt.python import mathopt  # pyright: ignore[reportMissingTypeStubs]
 
+    if header["engine"] not in mathopt.SolverType.__members__:
+        raise ValueError(f"there is no engine {header['engine']!r} among {', '.join(mathopt.SolverType.__members__)}")
     parameters = mathopt.SolveParameters(
         time_limit=datetime.timedelta(seconds=header["time_limit_seconds"]),
         relative_gap_tolerance=header["relative_gap"],
