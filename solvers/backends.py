@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 WITHOUT_BACKEND = ("heterogeneous-chain", "revolve", "chen-greedy", "chen-sqrt", "store-all")
 """Solvers that need neither OR-Tools nor compiled code."""
@@ -14,7 +14,7 @@ class BackendError(RuntimeError):
 
 
 @contextlib.contextmanager
-def backend(package: str) -> Iterator[None]:
+def backend(package: str) -> Generator[None, None, None]:
     """Around late imports of `package`, as pip calls it; raises :class:`BackendError` where they fail."""
     try:
         yield

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy
 import pytest
 
 from solvers.binomial import (
@@ -134,6 +135,18 @@ def test_the_closed_form_is_the_optimum_on_a_grid() -> None:
     for n in range(121):
         for s in range(1, 16):
             assert extra_steps(n, s) == optimum(n, s), (n, s)
+
+
+def test_the_closed_form_is_the_optimum_on_a_wide_grid() -> None:
+    """Up to 1,000 steps and 40 slots, by the recursion for all n at once."""
+    steps = numpy.arange(1001)
+    previous = steps * (steps - 1) // 2  # one slot
+    for s in range(2, 41):
+        optimal = numpy.zeros(1001, dtype=numpy.int64)
+        for n in range(2, 1001):
+            optimal[n] = (steps[1:n] + previous[n - 1 : 0 : -1] + optimal[1:n]).min()
+        assert [extra_steps(n, s) for n in range(1001)] == optimal.tolist()
+        previous = optimal
 
 
 def test_every_sequence_of_a_grid_is_valid_and_optimal() -> None:

@@ -14,6 +14,7 @@ from solvers.simulator import simulate
 from solvers.solution import Status, memory_floor
 from tests.solvers.brute_force import BruteForce
 from tests.solvers.random_graphs import EVERYTHING, PLAIN, Features, random_graph, training_chain
+from tests.solvers.shared_engines import shared_engines
 
 GRADIENTS = Features(
     in_place=0.6,
@@ -31,17 +32,27 @@ def peak_of(graph: Graph) -> int:
     return simulate(graph, Schedule.store_all(graph)).peak_bytes
 
 
-@pytest.mark.parametrize("features", [PLAIN, GRADIENTS, EVERYTHING], ids=["plain", "gradients", "everything"])
-@pytest.mark.parametrize("seed", range(100, 105))
-def test_equals_exhaustive_search(seed: int, features: Features) -> None:
-    graph = random_graph(seed, 5 if features is PLAIN else 4, features)
-    peak_bytes = peak_of(graph)
-    for percent in (75, 90):
-        budget_bytes = max(memory_floor(graph)[0], peak_bytes * percent // 100)
-        solution = Checkmate().solve(graph, budget_bytes)
-        assert solution.overhead == pytest.approx(BruteForce(graph, staged=True).overhead(budget_bytes), abs=1e-6)
-        assert solution.status in (Status.OPTIMAL, Status.INFEASIBLE)
-        assert solution.overhead >= BruteForce(graph).overhead(budget_bytes) - 1e-6
+@pytest.mark.parametrize(
+    ("features", "n", "seeds"),
+    [
+        (PLAIN, 4, range(200, 210)),
+        (PLAIN, 5, range(100, 108)),
+        *((f, 4, range(100, 105)) for f in (GRADIENTS, EVERYTHING)),
+    ],
+    ids=["tiny", "plain", "gradients", "everything"],
+)
+def test_equals_exhaustive_search(features: Features, n: int, seeds: range) -> None:
+    with shared_engines():
+        for seed in seeds:
+            graph = random_graph(seed, n, features)
+            peak_bytes = peak_of(graph)
+            for percent in (75, 90):
+                budget_bytes = max(memory_floor(graph)[0], peak_bytes * percent // 100)
+                solution = Checkmate().solve(graph, budget_bytes)
+                optimum = BruteForce(graph, staged=True).overhead(budget_bytes)
+                assert solution.overhead == pytest.approx(optimum, abs=1e-6), seed
+                assert solution.status in (Status.OPTIMAL, Status.INFEASIBLE)
+                assert solution.overhead >= BruteForce(graph).overhead(budget_bytes) - 1e-6
 
 
 def test_staged_is_a_smaller_class_than_ordered() -> None:
