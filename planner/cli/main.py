@@ -61,15 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--budget", required=True, help='bytes with a unit ("12GiB") or percent of eager\'s peak ("60%%")'
     )
     plan.add_argument("-o", "--output", metavar="PLAN", help="where to write the plan; without it, it is only shown")
-    plan.add_argument("--solver", metavar="NAME", help="see `checkpoint-planner solvers`; by default one is chosen")
-    plan.add_argument("--device", metavar="NAME", default="cpu", help="the device to plan for (default: cpu)")
-    plan.add_argument("--time-limit", metavar="SECONDS", type=_seconds, help="how long the solver may search")
-    plan.add_argument(
-        "--no-gradient-accumulation",
-        dest="gradient_accumulation",
-        action="store_false",
-        help="plan for one micro-batch per optimizer step only",
-    )
+    _solving(plan)
 
     show = verbs.add_parser("show", parents=[common], help="what a plan decided, by module, and what fills its peak")
     show.add_argument("plan", metavar="PLAN", help="a plan file")
@@ -81,12 +73,38 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("second", metavar="B", help="another plan file")
     _pictures(compare)
 
+    pareto = verbs.add_parser("pareto", parents=[common], help="overhead against budget, with a lower bound beside it")
+    pareto.add_argument(
+        "target", metavar="PLAN_OR_FACTORY", help=f"a plan file, whose graph is used, or {_TARGET_HELP}"
+    )
+    pareto.add_argument(
+        "--budgets",
+        nargs="+",
+        metavar="BUDGET",
+        default=["90%", "80%", "70%", "60%", "50%", "40%"],
+        help="each as for `plan` (default: 90%% to 40%% of eager's peak)",
+    )
+    _solving(pareto)
+    _pictures(pareto)
+
     check = verbs.add_parser("check", parents=[common], help="run one step with and without a plan, and compare")
     check.add_argument("plan", metavar="PLAN", help="a plan file")
     check.add_argument("target", metavar="FILE_OR_MODULE:FACTORY", help=_TARGET_HELP)
 
     verbs.add_parser("solvers", parents=[common], help="the solvers that there are")
     return parser
+
+
+def _solving(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--solver", metavar="NAME", help="see `checkpoint-planner solvers`; by default one is chosen")
+    verb.add_argument("--device", metavar="NAME", default="cpu", help="the device to plan for (default: cpu)")
+    verb.add_argument("--time-limit", metavar="SECONDS", type=_seconds, help="how long the solver may search")
+    verb.add_argument(
+        "--no-gradient-accumulation",
+        dest="gradient_accumulation",
+        action="store_false",
+        help="plan for one micro-batch per optimizer step only",
+    )
 
 
 def _pictures(verb: argparse.ArgumentParser) -> None:

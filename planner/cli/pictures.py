@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from planner.cli.paths import check_output
 
 if TYPE_CHECKING:
+    from planner.cli.curve import Curve
     from planner.plan_file import Plan
 
 
@@ -48,6 +49,22 @@ def of_two(options: argparse.Namespace, first: Plan, second: Plan) -> None:
 
         title = f"a: {names[0]}, b: {names[1]}"
         save_plot(options.plot, title, memory_of_two(first, second), curve_of_two(first, second))
+
+
+def of_curve(options: argparse.Namespace, curve: Curve) -> None:
+    """The pictures of a curve of budgets."""
+    if not (options.html or options.plot):
+        return
+    points, others = curve.points(), curve.references()
+    if options.html:
+        from planner.page import curve_page
+
+        _write(options.html, curve_page(curve.name, curve.eager_peak_bytes, points, others))
+    if options.plot:
+        from planner.pictures.curve import CurvePicture
+        from planner.pictures.plots import save_plot
+
+        save_plot(options.plot, f"{curve.name}: overhead against memory", None, CurvePicture(others, points))
 
 
 def _write(path: str, page: str) -> None:

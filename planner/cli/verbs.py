@@ -14,34 +14,37 @@ from planner.errors import NoScheduleError, PlannerError
 
 if TYPE_CHECKING:
     from planner.plan_file import Plan
+    from solvers.solution import Solver
 
 
 def plan(options: argparse.Namespace) -> int:
     """Make a plan, print it, and write it if a path was given."""
     from planner.budget import parse_budget
     from planner.cli.factory import make
-    from solvers.registry import solver_class
+    from planner.cli.progress import progress_on
 
     # Whatever can be wrong is looked at before the minutes that a solver may take.
     budget = parse_budget(options.budget)
     check_output(options.output, "the plan")
     device = _device(options.device)
-    solver = solver_class(options.solver)() if options.solver else None
+    solver = _solver(options)
     from planner.api import plan as make_plan
 
     made = make(options.target)
     try:
-        planned = make_plan(
-            made.model,
-            budget,
-            made.args,
-            made.kwargs,
-            loss_fn=made.loss_fn,
-            solver=solver,
-            device=device,
-            time_limit_seconds=options.time_limit,
-            gradient_accumulation=options.gradient_accumulation,
-        )
+        with progress_on(sys.stderr, capturing=True) as listener:
+            planned = make_plan(
+                made.model,
+                budget,
+                made.args,
+                made.kwargs,
+                loss_fn=made.loss_fn,
+                solver=solver,
+                device=device,
+                time_limit_seconds=options.time_limit,
+                gradient_accumulation=options.gradient_accumulation,
+                progress=listener,
+            )
     except NoScheduleError as error:
         if options.json:
             _print_json(_no_schedule(error))
@@ -96,6 +99,25 @@ def compare(options: argparse.Namespace) -> int:
     return OK
 
 
+def pareto(options: argparse.Namespace) -> int:
+    """Solve several budgets, and print the curve."""
+    from planner.cli import pictures
+
+    pictures.check_paths(options)
+    device = _device(options.device)
+    solver = _solver(options)
+    from planner.cli.curve import curve_data, curve_text, solve_curve
+
+    options.device = device
+    curve = solve_curve(options, solver)
+    if options.json:
+        _print_json(curve_data(curve))
+    else:
+        print(curve_text(curve))
+    pictures.of_curve(options, curve)
+    return OK
+
+
 def check(options: argparse.Namespace) -> int:
     """Run one step with and without a plan, and compare."""
     from planner.plan_file import Plan
@@ -124,6 +146,12 @@ def solvers(options: argparse.Namespace) -> int:
     else:
         print(columns([("solver", "searches", "what it is"), *((n, c.split(":")[0], d) for n, c, d in rows)]))
     return OK
+
+
+def _solver(options: argparse.Namespace) -> Solver | None:
+    from solvers.registry import solver_class
+
+    return solver_class(options.solver)() if options.solver else None
 
 
 def _device(name: str) -> str:

@@ -68,7 +68,7 @@ class _Drawing:
         found = [(self.x(p.budget_bytes), self.y(p.overhead)) for p in points]
         proven = [(self.x(p.budget_bytes), self.y(p.lower_bound)) for p in points if p.lower_bound is not None]
         # What is proven for a budget holds below it, and what was found for a budget holds above it: stairs.
-        for corners, class_ in ((_stairs(proven), "store"), (found, "plan")):
+        for corners, class_ in ((_stairs(proven, after=False), "store"), (_stairs(found, after=True), "plan")):
             if corners:
                 self.parts.append(tag("path", d=path(corners), class_=f"line s-{class_}"))
 
@@ -107,8 +107,9 @@ class _Drawing:
                 return
 
 
-def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _stairs(points: Sequence[tuple[float, float]], *, after: bool) -> list[tuple[float, float]]:
+    """Steps through points; each holds up to the next one (`after`), or from the one before."""
     corners: list[tuple[float, float]] = []
-    for before, after in itertools.pairwise(points):
-        corners += [before, (before[0], after[1])]
+    for one, other in itertools.pairwise(points):
+        corners += [one, (other[0], one[1]) if after else (one[0], other[1])]
     return [*corners, *points[-1:]]

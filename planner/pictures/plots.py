@@ -93,9 +93,11 @@ def _curve(axes: Axes, data: CurvePicture) -> None:
     curve = sorted(data.curve, key=lambda p: p.budget_bytes)
     if curve:
         sizes = [p.budget_bytes for p in curve]
-        axes.plot(sizes, [p.overhead for p in curve], "o-", color=LIGHT["plan"], markersize=4, label="planned")
+        overheads = [p.overhead for p in curve]
+        axes.step(sizes, overheads, "o-", where="post", color=LIGHT["plan"], markersize=4, label="planned")
         proven = [(p.budget_bytes, p.lower_bound) for p in curve if p.lower_bound is not None]
-        axes.step(*zip(*proven, strict=True), where="pre", color=LIGHT["store"], label="lower bound")
+        if proven:
+            axes.step(*zip(*proven, strict=True), where="pre", color=LIGHT["store"], label="lower bound")
         axes.legend(frameon=False)
     for point in data.points:
         _point(axes, point)

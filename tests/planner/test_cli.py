@@ -98,6 +98,7 @@ HEAVY = ("torch", "ortools", "numba", "pydantic", "numpy", "networkx", "matplotl
         (["--help"], ()),
         (["plan", "--help"], ()),
         (["--version"], ()),
+        (["pareto", "--help"], ()),
         (["solvers"], ()),
         (["show", "PLAN"], ("pydantic",)),
         (["show", "PLAN", "--json"], ("pydantic",)),
@@ -128,7 +129,7 @@ sys.stderr.write(f"{{code}} {{loaded}}")
 def test_help_names_verbs_and_exit_codes() -> None:
     result = run("--help")
     assert result.returncode == OK
-    for word in ("plan", "show", "compare", "check", "solvers", "infeasible"):
+    for word in ("plan", "show", "compare", "pareto", "check", "solvers", "infeasible"):
         assert word in result.stdout
 
 
@@ -161,6 +162,45 @@ sys.exit(main(["show", {str(plan_path)!r}]))
 """
     result = run(python=("-c", code))
     assert result.stderr == ""
+
+
+# --- pareto -----------------------------------------------------------------------------------------------------------
+
+
+def test_pareto_of_a_plan_needs_no_torch(plan_path: Path, tmp_path: Path) -> None:
+    arguments = ["pareto", str(plan_path), "--budgets", "100%", "90%", "650 bytes", "10%", "--json", "--solver", "auto"]
+    code = f"import sys; from planner.cli.main import main; code = main({arguments!r}); "
+    result = run(python=("-c", code + "sys.stderr.write(str((code, 'torch' in sys.modules)))"))
+    assert result.stderr == "(0, False)"
+    data = json.loads(result.stdout)
+    assert [p["requested"] for p in data["points"]] == ["10%", "650 bytes", "90%", "100%"]
+    assert [p["status"] for p in data["points"]] == ["INFEASIBLE", "OPTIMAL", "OPTIMAL", "OPTIMAL"]
+    assert [p["overhead"] for p in data["points"]] == [None, pytest.approx(1 / 19), pytest.approx(1 / 19), 0.0]
+    assert {o["label"] for o in data["others"]} >= {"store-all", "checkpoint every block", "chen-sqrt"}
+
+
+def test_pareto_of_a_model(
+    factory_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from planner.pareto import pareto
+
+    calls: list[dict[str, Any]] = []
+
+    def fake(model: Any, budgets: Any, args: Any, kwargs: Any, **options: Any) -> Any:
+        calls.append({"budgets": [str(b) for b in budgets], "kwargs": kwargs, **options})
+        return pareto(chain(), ["100%", "10%"], progress=options["progress"])
+
+    monkeypatch.setattr(sys.modules["planner.pareto"], "pareto", fake)
+    page, plot = tmp_path / "curve.html", tmp_path / "curve.svg"
+    arguments = ["pareto", f"{factory_file}:make", "--budgets", "80%", "--device", "A100-40GB", "--time-limit", "3"]
+    assert main([*arguments, "--html", str(page), "--plot", str(plot)]) == OK
+    assert calls[0]["budgets"] == ["80%"]
+    assert (calls[0]["device"], calls[0]["time_limit_seconds"], calls[0]["progress"]) == ("a100-40gb", 3.0, None)
+    text = capsys.readouterr().out
+    assert "optimal" in text
+    assert "infeasible" in text
+    assert "within 100%" in page.read_text()
+    assert "</svg>" in plot.read_text()
 
 
 # --- compare, and pictures --------------------------------------------------------------------------------------------
@@ -202,8 +242,8 @@ def test_reports_and_plots_are_written(verb: str, plan_path: Path, tmp_path: Pat
 def test_a_report_needs_no_torch(plan_path: Path, tmp_path: Path) -> None:
     arguments = ["show", str(plan_path), "--html", str(tmp_path / "report.html")]
     code = f"import sys; from planner.cli.main import main; code = main({arguments!r}); "
-    result = run(python=("-c", code + "sys.stderr.write(f'{code} {\"torch\" in sys.modules}')"))
-    assert result.stderr == "0 False"
+    result = run(python=("-c", code + "sys.stderr.write(str((code, 'torch' in sys.modules)))"))
+    assert result.stderr == "(0, False)"
 
 
 @pytest.mark.parametrize(
@@ -251,6 +291,7 @@ def test_plan_leaves_the_solver_to_the_planner(factory_file: Path, planned: list
     assert planned[0]["solver"] is None
     assert planned[0]["time_limit_seconds"] is None
     assert planned[0]["gradient_accumulation"] is True
+    assert planned[0]["progress"] is None  # nobody looks: stderr is no terminal
 
 
 def test_plan_as_json(factory_file: Path, planned: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from planner.page import comparison_page, plan_page
+from planner.page import comparison_page, curve_page, plan_page
+from planner.pictures.of_plan import curve_of_plan
+from planner.pictures.points import Point
 from planner.pictures.svg import DARK, LIGHT
 from planner.plan_file import Plan
 from tests.planner.plans import chain, make_plan, plan_fields
@@ -40,10 +42,16 @@ class Reader(HTMLParser):
 
 def pages(plan: Plan) -> dict[str, str]:
     """Every kind of page."""
-    return {"plan": plan_page(plan), "comparison": comparison_page(plan, make_plan(), (NASTY, "b.json"))}
+    others = curve_of_plan(plan).points
+    points = [Point(NASTY, "plan", 700, 690, 0.05, 0.04), Point("within 90%", "plan", 800, 750, 0.01, 0.0)]
+    return {
+        "plan": plan_page(plan),
+        "curve": curve_page(NASTY, 750, points, others),
+        "comparison": comparison_page(plan, make_plan(), (NASTY, "b.json")),
+    }
 
 
-@pytest.mark.parametrize("kind", ["plan", "comparison"])
+@pytest.mark.parametrize("kind", ["plan", "curve", "comparison"])
 def test_a_page_loads_nothing_and_runs_nothing(kind: str) -> None:
     page = pages(nasty_plan())[kind]
     reader = Reader(page)

@@ -1,0 +1,156 @@
+"""The verb `pareto`: overhead against budget, of a model or of the graph that a plan was made on."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from planner.budget import Budget, format_bytes, parse_budget
+from planner.cli.progress import progress_on
+from planner.formats import format_fraction, format_seconds
+
+if TYPE_CHECKING:
+    from graph_capture.graph import Graph
+    from planner.pictures.points import Point
+    from solvers.solution import Solution, Solver
+
+
+@dataclass(frozen=True)
+class Row:
+    """One budget: as it was written, in bytes, and what came of it."""
+
+    requested: str
+    budget_bytes: int
+    solution: Solution
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A curve, and what it is of."""
+
+    name: str
+    graph: Graph
+    eager_peak_bytes: int
+    rows: Sequence[Row]
+
+    def points(self) -> list[Point]:
+        """The budgets that a schedule was found for."""
+        from planner.pictures.points import Point
+
+        return [
+            Point(
+                f"within {row.requested}",
+                "plan",
+                row.budget_bytes,
+                row.solution.predicted_peak_bytes,
+                row.solution.overhead,
+                row.solution.lower_bound,
+            )
+            for row in self.rows
+            if row.solution.schedule is not None
+        ]
+
+    def references(self) -> list[Point]:
+        """What else could be done with the graph, within the same budgets."""
+        from planner.pictures.points import reference_points
+
+        return reference_points(self.graph, [row.budget_bytes for row in self.rows])
+
+
+def solve_curve(options: argparse.Namespace, solver: Solver | None) -> Curve:
+    """Solve every budget of the command line, for a plan's graph or for a model."""
+    budgets = [parse_budget(budget) for budget in options.budgets]
+    if options.target.endswith(".json"):
+        return _of_plan(options, budgets, solver)
+    from planner.cli.factory import make
+    from planner.pareto import pareto
+
+    made = make(options.target)
+    with progress_on(sys.stderr, capturing=True) as listener:
+        found = pareto(
+            made.model,
+            budgets,
+            made.args,
+            made.kwargs,
+            loss_fn=made.loss_fn,
+            solver=solver,
+            device=options.device,
+            time_limit_seconds=options.time_limit,
+            gradient_accumulation=options.gradient_accumulation,
+            progress=listener,
+        )
+    rows = [Row(point.requested, point.budget_bytes, point.solution) for point in found.points]
+    return Curve(type(made.model).__name__, found.graph, found.eager_peak_bytes, rows)
+
+
+def _of_plan(options: argparse.Namespace, budgets: Sequence[Budget], solver: Solver | None) -> Curve:
+    """Without the model and without torch: percentages are of the eager peak that the plan states."""
+    from planner.plan_file import Plan
+    from solvers.auto import Auto
+    from solvers.pareto import curve
+
+    plan = Plan.load(options.target)
+    limit = options.time_limit
+    solver = solver if solver is not None else Auto() if limit is None else Auto(time_limit_seconds=limit)
+    written = {budget.resolve(plan.eager_peak_bytes): str(budget) for budget in budgets}
+    with progress_on(sys.stderr, capturing=False) as listener:
+        points = curve(plan.to_graph(), written, solver, listener)
+    rows = [Row(written[point.budget_bytes], point.budget_bytes, point.solution) for point in points]
+    return Curve(plan.model.class_name.rsplit(".", 1)[-1], plan.to_graph(), plan.eager_peak_bytes, rows)
+
+
+def curve_text(curve: Curve) -> str:
+    """The table of budgets, and below it what else could be done."""
+    from planner.report.text import columns
+
+    head = ("budget", "", "peak", "overhead", "lower bound", "gap", "status", "seconds")
+    table = columns([head, *map(_cells, curve.rows)])
+    others = [
+        (point.label, format_bytes(point.peak_bytes, short=True), format_fraction(point.overhead))
+        for point in curve.references()
+    ]
+    beside = columns([("beside it", "peak", "overhead"), *others], left=1)
+    return f"{curve.name}: eager's peak {format_bytes(curve.eager_peak_bytes)}\n\n{table}\n\n{beside}"
+
+
+def curve_data(curve: Curve) -> dict[str, Any]:
+    """The curve for JSON: what is infinite is `null`."""
+    points = [
+        {
+            "requested": row.requested,
+            "budget_bytes": row.budget_bytes,
+            "predicted_peak_bytes": row.solution.predicted_peak_bytes or None,
+            "overhead": _finite(row.solution.overhead),
+            "lower_bound": _finite(row.solution.lower_bound),
+            "gap": _finite(row.solution.gap),
+            "status": row.solution.status.name,
+            "seconds": row.solution.seconds,
+            "bound_scope": row.solution.bound_scope,
+            "message": row.solution.message,
+        }
+        for row in curve.rows
+    ]
+    others = [
+        {"label": point.label, "predicted_peak_bytes": point.peak_bytes, "overhead": point.overhead}
+        for point in curve.references()
+    ]
+    return {"model": curve.name, "eager_peak_bytes": curve.eager_peak_bytes, "points": points, "others": others}
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    solution, size = row.solution, format_bytes(row.budget_bytes, short=True)
+    seconds = format_seconds(solution.seconds)
+    if solution.schedule is None:
+        bound = "" if math.isinf(solution.lower_bound) else format_fraction(solution.lower_bound)
+        return row.requested, size, "-", "-", bound, "", solution.status.name.lower(), seconds
+    figures = (format_fraction(f) for f in (solution.overhead, solution.lower_bound, solution.gap))
+    peak = format_bytes(solution.predicted_peak_bytes, short=True)
+    return (row.requested, size, peak, *figures, solution.status.name.lower(), seconds)
+
+
+def _finite(number: float) -> float | None:
+    return number if math.isfinite(number) else None

@@ -1,0 +1,112 @@
+"""Progress on stderr while a solver works: stage, best and bound so far, gap, time left. Silent where nobody looks.
+
+With rich the line has a spinner and the time left runs; without it the line is rewritten at every event. Ctrl-C ends
+the search: the solver returns the best schedule so far, if it has one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import shutil
+import time
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, TextIO
+
+from planner.formats import format_fraction
+
+if TYPE_CHECKING:
+    from solvers.hints import Progress, ProgressListener
+
+CAPTURING = "capturing the training step"
+_CLEAR = "\r\x1b[K"
+
+
+@contextlib.contextmanager
+def progress_on(stream: TextIO, *, capturing: bool) -> Generator[ProgressListener | None]:
+    """A listener that writes to `stream` if that is a terminal, else `None`; the line is gone at the end.
+
+    **Arguments:**
+
+    - `capturing`: whether a model is captured before the solver begins; the line says so until then.
+    """
+    if not stream.isatty():
+        yield None
+        return
+    show = _rich if importlib.util.find_spec("rich") is not None else _plain
+    with show(stream) as update:
+        if capturing:
+            update(lambda: CAPTURING)
+        yield lambda progress: update(_Line(progress))
+
+
+class _Line:
+    """The text of one event; the time left goes on while nothing else happens."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.since = progress, time.monotonic()
+
+    def __call__(self) -> str:
+        return line_of(self.progress, time.monotonic() - self.since)
+
+
+def line_of(progress: Progress, waited_seconds: float = 0.0) -> str:
+    """One line for an event that came `waited_seconds` ago."""
+    parts = [f"{progress.solver}, {progress.stage}"]
+    if math.isfinite(progress.overhead):
+        parts.append(f"best {format_fraction(progress.overhead)}")
+    parts.append(f"bound {format_fraction(progress.lower_bound)}")
+    if math.isfinite(progress.gap):
+        parts.append(f"gap {format_fraction(max(0.0, progress.gap))}")
+    seconds = progress.seconds + waited_seconds
+    limit = progress.time_limit_seconds
+    if limit is None or math.isinf(limit):
+        parts.append(f"{seconds:.0f} s so far")
+    else:
+        parts.append(f"at most {max(0.0, limit - seconds):.0f} s left")
+    return " | ".join(parts) + " (Ctrl-C: take the best so far)"
+
+
+_Update = Callable[[Callable[[], str]], None]
+
+
+@contextlib.contextmanager
+def _plain(stream: TextIO) -> Generator[_Update]:
+    def update(text: Callable[[], str]) -> None:
+        width = shutil.get_terminal_size().columns
+        stream.write(f"{_CLEAR}{text()[: width - 1]}")
+        stream.flush()
+
+    try:
+        yield update
+    finally:
+        stream.write(_CLEAR)
+        stream.flush()
+
+
+@contextlib.contextmanager
+def _rich(stream: TextIO) -> Generator[_Update]:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.spinner import Spinner
+    from rich.text import Text
+
+    class Ticking:
+        """Asks for the text at every refresh."""
+
+        def __init__(self) -> None:
+            self.spinner = Spinner("dots")
+            self.text: Callable[[], str] = lambda: ""
+
+        def __rich__(self) -> Spinner:
+            self.spinner.update(text=Text(self.text(), no_wrap=True, overflow="ellipsis"))
+            return self.spinner
+
+    ticking = Ticking()
+    with Live(ticking, console=Console(file=stream), refresh_per_second=8, transient=True):
+
+        def update(text: Callable[[], str]) -> None:
+            ticking.text = text
+
+        yield update
