@@ -191,6 +191,11 @@ class _Emitter:
         if index not in delivery.slice_ends:
             return
         number = delivery.slice_ends.index(index)
+        if number != len(self.ends):
+            raise RewriteError(
+                f"the schedule completes gradient slice {number} when slice {len(self.ends)} is due: gradients must be "
+                "delivered in captured order"
+            )
         primals = tuple(p for p, s in delivery.slice_of.items() if s == number)
         for primal in primals:
             self.backward.get(self.joint.gradients[primal])

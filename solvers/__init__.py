@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from solvers.checkmate_rounding import CheckmateRounding
     from solvers.chen import ChenGreedy, ChenSqrt
     from solvers.heterogeneous_chain import HeterogeneousChain
+    from solvers.local_search import LocalSearch
     from solvers.moccasin import Moccasin
+    from solvers.reordered import Reordered
     from solvers.revolve import Revolve
     from solvers.snapshot import SnapshotRefinement
     from solvers.staged import Staged
@@ -38,8 +40,10 @@ __all__ = [
     "Free",
     "HeterogeneousChain",
     "Hints",
+    "LocalSearch",
     "Moccasin",
     "Progress",
+    "Reordered",
     "Revolve",
     "Schedule",
     "ScheduleError",

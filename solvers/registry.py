@@ -109,6 +109,20 @@ _ENTRIES = (
         SearchClass.PERSISTENT_CHAIN,
     ),
     SolverEntry(
+        "local-search",
+        "solvers.local_search",
+        "LocalSearch",
+        "Imanishi et al. 2023 (FastSA): annealing on sequences in any order; a polisher, no bound",
+        SearchClass.FREE,
+    ),
+    SolverEntry(
+        "reordered",
+        "solvers.reordered",
+        "Reordered",
+        "a better order of first executions, then another solver on it, then local search; the bound is order-free",
+        SearchClass.FREE,
+    ),
+    SolverEntry(
         "store-all",
         "solvers.store_all",
         "StoreAll",

@@ -2,7 +2,8 @@
 
 It shares no code with the solvers, knows no solver, and trusts nothing: an input that is absent, a free of what is
 not there, a value made while it is still in memory, an operator that must not run twice, an output that is missing at
-the end are all refused with the step at which they happen.
+the end are all refused with the step at which they happen. So are first executions in an order that somebody could
+tell: random numbers drawn in another order, buffers changed, gradients delivered, or the loss computed in another one.
 
 Memory is counted in two regimes. In the *first* micro-batch the gradients are born during the backward phase and
 stay. In a *later* micro-batch (gradient accumulation) `.grad` is there from the start, and each new gradient lives
@@ -94,6 +95,7 @@ class _Replay:
             if value.delivered_after is not None:
                 self.deliveries.setdefault(value.delivered_after, []).append(index)
         self.program = 0
+        self.latest: dict[str, int] = {}
         self.last_forward_step = self._last_forward_step(schedule)
         self.last_read = self._last_reads(schedule)
         self.random_until = self._random_states(schedule)
@@ -148,6 +150,23 @@ class _Replay:
             raise ScheduleError(f"{where}: another operator before it interrupts the caller's loss")
         self.program = program
 
+    def _check_order(self, where: str, index: int) -> None:
+        """Operators whose mutual order is seen from outside first run in captured order."""
+        operator = self.graph.operators[index]
+        kinds = {
+            "belong to the loss": operator.phase == "loss",
+            "draw random numbers": operator.random_state_bytes > 0,
+            "must not run twice": not operator.recomputable,
+            "complete a gradient": index in self.deliveries,
+        }
+        for kind, concerned in kinds.items():
+            before = self.latest.get(kind, -1)
+            if concerned and before > index:
+                name = self.graph.operators[before].name
+                raise ScheduleError(f"{where}: both it and operator {before} ({name}) {kind}, so it must run first")
+            if concerned:
+                self.latest[kind] = index
+
     def _compute(self, number: int, step: Compute) -> None:
         graph, index = self.graph, step.operator
         if not 0 <= index < len(graph):
@@ -164,6 +183,8 @@ class _Replay:
         for value in operator.inputs:
             if value not in self.alive:
                 raise ScheduleError(f"{where}: its input value {value} is not in memory")
+        if not again:
+            self._check_order(where, index)
         taken = self._take_over(where, step, program)
         for value in operator.outputs:
             if value in self.alive:

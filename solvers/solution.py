@@ -32,6 +32,7 @@ class SearchClass(enum.Enum):
     STAGED = "staged: ordered, and each operator at most once per stage, in order inside of it"
     INTERVALS = "C intervals: staged, and each value in memory over at most C intervals"
     PERSISTENT_CHAIN = "persistent chain: a checkpointed value stays until its segment's backward"
+    FREE = "free: first executions in any legal order, any recomputation anywhere"
     MIXED = "the union of the classes of the solvers that took part"
 
 

@@ -17,7 +17,9 @@ from solvers import (
     ChenGreedy,
     ChenSqrt,
     HeterogeneousChain,
+    LocalSearch,
     Moccasin,
+    Reordered,
     Revolve,
     SnapshotRefinement,
     Staged,
@@ -62,6 +64,8 @@ TABLE = {
     "staged": Row(Staged(time_limit_seconds=20.0), _always, complete=False),
     "moccasin": Row(Moccasin(time_limit_seconds=20.0), _always, complete=False),
     "snapshot": Row(SnapshotRefinement(time_limit_seconds=20.0, work_limit=3), _always, complete=False),
+    "local-search": Row(LocalSearch(time_limit_seconds=20.0, move_limit=30_000), _always, complete=False),
+    "reordered": Row(Reordered(time_limit_seconds=20.0, work_limit=1), _always, complete=False),
     "auto": Row(Auto(time_limit_seconds=20.0, work_limit=3), _always, complete=False),
 }
 GRADIENTS = Features(gradients=0.6, late_delivery=0.4, delivery_copy=0.5, workspace=0.4, gradient_accumulation=True)
@@ -113,7 +117,8 @@ def test_against_brute_force(row: Row, name: str) -> None:
     for budget_bytes in budgets_of(graph, floor_bytes, peak_bytes)[1:3]:
         solution = solved(row, graph, budget_bytes)
         optimum = BruteForce(graph).overhead(budget_bytes)
-        assert solution.overhead >= optimum - TOLERANCE
+        if solution.search_class is not SearchClass.FREE:  # another order may cost less
+            assert solution.overhead >= optimum - TOLERANCE
         if solution.search_class is SearchClass.INTERVALS:
             assert "intervals" in solution.bound_scope  # a restriction: its bound is about itself
         elif "staged" not in solution.bound_scope:
