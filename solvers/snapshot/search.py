@@ -57,6 +57,19 @@ MENDING = Cooling()
 POLISHING = Cooling(first_temperature=0.1, first_price=100.0, last_price=1000.0)
 
 
+@dataclass(frozen=True)
+class NearMiss:
+    """A sequence that does not fit: its peak as a multiple of the budget, its recomputed percent."""
+
+    ratio: float
+    percent: float
+    order: list[int]
+
+    def score(self) -> float:
+        """Smaller is better to start from; a percent of excess memory counts as much as a percent of the step."""
+        return self.percent + PERCENT * (self.ratio - 1.0)
+
+
 @dataclass
 class Search:
     """One solve under way; percent means percent of the store-all step."""
@@ -93,7 +106,7 @@ class Search:
         self.rows: set[int] | None = set() if len(self.graph) > ALL_ROWS_LIMIT else None
         self.annealer = Annealer(self.graph) if find_spec("numba") else None
         self.unmended: list[int] | None = None  # the last lifted sequence that did not fit, but not by far
-        self.near_miss: tuple[float, list[int]] | None = None  # the suggestion nearest to the budget, and its ratio
+        self.near_miss = NearMiss(math.inf, math.inf, [])
         self.lower_bound = PERCENT * self.hints.lower_bound
         for schedule in self.hints.schedules:
             self.offer(list(schedule.order), "what was known")
@@ -259,11 +272,13 @@ class Search:
             self.offer(list(suggestion.order), suggestion.by)
         if count:
             self.log(f"{count} suggestions tried")
-        if self.near_miss is not None and self.best is None and not stop():
-            ratio, order = self.near_miss
-            self.near_miss = None
-            if ratio < MENDABLE:
-                self.anneal(order, MENDING, max(1.0, 0.12 * self.options.time_limit_seconds))
+        miss, self.near_miss = self.near_miss, NearMiss(math.inf, math.inf, [])
+        if miss.ratio < MENDABLE and not self.reached_by(miss.percent) and not self.closed():
+            self.anneal(miss.order, MENDING, max(1.0, 0.12 * self.options.time_limit_seconds))
+
+    def reached_by(self, percent: float) -> bool:
+        """Whether the best schedule is at least as cheap as that, but for the gap asked for."""
+        return self.best_percent <= percent + PERCENT * self.options.gap
 
     def offer(self, order: list[int], by: str) -> None:
         """Take an order if it is of this class and better than what is known; most are counted and forgotten."""
@@ -271,13 +286,15 @@ class Search:
             return
         if self.annealer is not None:
             percent, peak_bytes, _ = self.annealer.evaluate(order)
-            useful = peak_bytes <= self.budget_bytes and percent < self.best_percent
+            over = peak_bytes > self.budget_bytes
+            miss = NearMiss(peak_bytes / max(1, self.budget_bytes), percent, order)
+            useful = miss.score() < self.near_miss.score() if over else percent < self.best_percent
             if not useful and peak_bytes >= self.smallest_peak_bytes:
                 return
         simulation = self.consider(order, by)
-        ratio = simulation.peak_bytes / self.budget_bytes if self.budget_bytes else math.inf
-        if ratio > 1.0 and (self.near_miss is None or ratio < self.near_miss[0]):
-            self.near_miss = ratio, order
+        if self.budget_bytes and simulation.peak_bytes > self.budget_bytes:
+            miss = NearMiss(simulation.peak_bytes / self.budget_bytes, percent_of(self.graph, simulation), order)
+            self.near_miss = min(self.near_miss, miss, key=NearMiss.score)
 
     def consider(self, order: list[int], by: str = "lifting") -> Simulation:
         """Simulate a sequence, and take it if it is the best that fits."""
