@@ -31,7 +31,7 @@ from solvers.chain_cuts import Chain, chain_of, no_chain_reason, segment_order
 from solvers.hints import NO_HINTS, Hints
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver
-from solvers.verdict import Candidate, Verdict, judge
+from solvers.verdict import Verdict, judge, judge_best
 
 
 def equal_segments(chain: Chain) -> tuple[int, ...]:
@@ -71,8 +71,8 @@ class _Segments(Solver):
             return verdict.conclude([store_all])
         chain = chain_of(graph)
         plans = self._plans(chain) if chain else iter(())
-        candidates = [store_all, *(_plan(graph, boundaries) for boundaries in plans)]
-        return verdict.conclude(candidates)
+        orders = (segment_order(graph, boundaries) for boundaries in plans)
+        return verdict.conclude([store_all, *judge_best(graph, orders, budget_bytes)])
 
     @abc.abstractmethod
     def _plans(self, chain: Chain) -> Iterator[tuple[int, ...]]:
@@ -110,7 +110,3 @@ class ChenGreedy(_Segments):
             if boundaries not in seen:
                 seen.add(boundaries)
                 yield boundaries
-
-
-def _plan(graph: Graph, boundaries: tuple[int, ...]) -> Candidate:
-    return judge(graph, Schedule.from_order(graph, segment_order(graph, boundaries)))

@@ -32,7 +32,7 @@ from solvers.hints import NO_HINTS, Hints
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver
 from solvers.structure import repeatable
-from solvers.verdict import Verdict, judge
+from solvers.verdict import Verdict, judge, judge_best
 
 
 @dataclass(frozen=True)
@@ -61,16 +61,13 @@ class Revolve(Solver):
         reason = self.applies_to(graph)
         if reason is not None:
             return verdict.not_applicable(reason)
-        candidates = [judge(graph, Schedule.store_all(graph))]
+        store_all = judge(graph, Schedule.store_all(graph))
         chain = chain_of(graph) if len(graph) else None
-        if candidates[0].peak_bytes <= budget_bytes or chain is None:
-            return verdict.conclude(candidates)
+        if store_all.peak_bytes <= budget_bytes or chain is None:
+            return verdict.conclude([store_all])
         steps = ChainSteps.of(graph, chain)
-        for slots in self.slots(len(chain)):
-            candidates.append(judge(graph, Schedule.from_order(graph, steps.order(slots))))
-            if candidates[-1].peak_bytes <= budget_bytes and candidates[-1].overhead == 0.0:
-                break
-        return verdict.conclude(candidates)
+        orders = (steps.order(slots) for slots in self.slots(len(chain)))
+        return verdict.conclude([store_all, *judge_best(graph, orders, budget_bytes)])
 
     def slots(self, n_steps: int) -> Iterator[int]:
         """The numbers of slots to try, from many to few."""

@@ -10,12 +10,16 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 from graph_capture.graph import Graph
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver, Status, memory_floor, overhead_of
 
 EVERY_SCHEDULE = "every schedule, in whatever order"
+COUNTED_OPERATORS = 300
+"""Graphs of so many operators have their orders counted in compiled code before a few are judged."""
+
 TOLERANCE = 1e-6
 """Overhead and bound that differ by no more than this fraction of the step count as equal."""
 
@@ -32,6 +36,34 @@ class Candidate:
 def judge(graph: Graph, schedule: Schedule) -> Candidate:
     """Replay `schedule`; raises :class:`~solvers.simulator.ScheduleError` if it is not legal."""
     return Candidate(schedule, *overhead_of(graph, schedule))
+
+
+def judge_best(graph: Graph, orders: Iterable[Sequence[int]], budget_bytes: int) -> list[Candidate]:
+    """Judge those of many orders of executions that matter: the cheapest that fits, and the one of smallest peak.
+
+    On large graphs the orders are counted in compiled code first (it may count more memory than the simulator where a
+    gradient is read again, never less), and the simulator judges the few that come out on top. Without numba, and on
+    small graphs, where compiled code has no time to pay off, all are judged. Orders keep captured first executions.
+    """
+    if len(graph) < COUNTED_OPERATORS or find_spec("numba") is None:
+        return [judge(graph, Schedule.from_order(graph, order)) for order in orders]
+    from solvers.snapshot.anneal import Annealer
+
+    counter = Annealer(graph)
+    counted: list[tuple[float, int, Sequence[int]]] = []
+    for order in orders:
+        percent, peak_bytes, _ = counter.evaluate(order)
+        counted.append((percent, peak_bytes, order))
+    judged: list[Candidate] = []
+    for _, peak_bytes, order in sorted(counted, key=lambda row: row[:2]):
+        if peak_bytes <= budget_bytes:
+            judged.append(judge(graph, Schedule.from_order(graph, order)))
+            if judged[-1].peak_bytes <= budget_bytes:
+                break
+    if counted:
+        smallest = min(counted, key=lambda row: (row[1], row[0]))
+        judged.append(judge(graph, Schedule.from_order(graph, smallest[2])))
+    return judged
 
 
 def cheapest(candidates: Iterable[Candidate], budget_bytes: int) -> Candidate | None:

@@ -12,6 +12,7 @@ from solvers import (
     Auto,
     Checkmate,
     ChenGreedy,
+    Revolve,
     Schedule,
     SearchClass,
     SnapshotRefinement,
@@ -21,7 +22,7 @@ from solvers import (
     simulate,
 )
 from solvers.auto import CHECKMATE_SHARE
-from tests.solvers.random_graphs import training_chain
+from tests.solvers.random_graphs import PLAIN, random_graph, training_chain
 
 GRAPH = training_chain(12)
 PEAK_BYTES = simulate(GRAPH, Schedule.store_all(GRAPH)).peak_bytes
@@ -92,3 +93,22 @@ def test_public_names() -> None:
     assert set(dir(solvers)) == set(solvers.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Oracle'"):
         _ = solvers.Oracle  # type: ignore[attr-defined]
+
+
+def test_a_work_limit_gives_the_same_plan_every_time() -> None:
+    """Whatever else the machine does meanwhile: nothing depends on the clock."""
+    graph = random_graph(3, 14, PLAIN)
+    budget = int(0.6 * simulate(graph, Schedule.store_all(graph)).peak_bytes)
+    first, second = (Auto(work_limit=2, seed=1, gap=0.0).solve(graph, budget) for _ in range(2))
+    assert first.schedule == second.schedule
+    assert (first.overhead, first.lower_bound, first.message) == (second.overhead, second.lower_bound, second.message)
+
+
+def test_the_best_of_everything_is_never_worse_than_the_parts() -> None:
+    graph = random_graph(7, 10, PLAIN)
+    peak_bytes = simulate(graph, Schedule.store_all(graph)).peak_bytes
+    for share in (0.9, 0.75, 0.6):
+        budget = int(share * peak_bytes)
+        found = Auto(work_limit=3, gap=0.0).solve(graph, budget)
+        for part in (ChenGreedy(), Revolve(), Checkmate(time_limit_seconds=10.0)):
+            assert found.overhead <= part.solve(graph, budget).overhead + 1e-9
