@@ -28,10 +28,10 @@ from solvers.solution import SearchClass, Solution, Solver
 from solvers.verdict import Candidate, Verdict, cheapest, judge
 
 if TYPE_CHECKING:
-    from solvers.free_order.annealer import FreeOrderAnnealer
+    from solvers.free_order.annealer import Cooling, FreeOrderAnnealer
 
-WALKS = 3
-"""Walks of one solve: hot ones from the order found or from the best schedule known, a cool one from the best met."""
+MIN_WALKS, MAX_WALKS, OPERATORS_OF_ALL_WALKS = 3, 12, 1200
+"""Small graphs get many short walks, large ones three long ones; the last one is cool, from the best schedule met."""
 
 
 @dataclass(frozen=True)
@@ -89,21 +89,23 @@ class _Search:
 
     def run(self, known: Sequence[Sequence[int]]) -> Solution:
         """Reorder, unless there is a schedule to start from; then walk."""
-        from solvers.free_order.annealer import POLISH, RECOMPUTATION, FreeOrderAnnealer
+        from solvers.free_order.annealer import HOT, POLISH, RECOMPUTATION, FreeOrderAnnealer
 
         graph, best = self.verdict.graph, self.best
         annealer = FreeOrderAnnealer(graph)
         start: Sequence[int] = best.schedule.order if best is not None else range(len(graph))
         if best is None:
             start = min(known, key=annealer.peak_bytes) if known else self._better_order(graph)
-        for number in range(WALKS):
+        walks = max(MIN_WALKS, min(MAX_WALKS, OPERATORS_OF_ALL_WALKS // len(graph)))
+        for number in range(walks):
             best = self.best
             if (best is not None and best.overhead == 0) or self.seconds_left <= 0:
                 break
-            last = number == WALKS - 1
+            last = number == walks - 1
             cool = best is not None and last
             origin = best.schedule.order if cool and best is not None else start
-            self._walk(annealer, origin, number, POLISH if cool else RECOMPUTATION)
+            warm = HOT if walks > MIN_WALKS and number % 2 else RECOMPUTATION
+            self._walk(annealer, origin, (number, walks), POLISH if cool else warm)
         hit_limit = self.best is None or self.best.overhead > 0
         return self.verdict.conclude(self.candidates, hit_limit=hit_limit, trace=tuple(self.trace))
 
@@ -119,12 +121,15 @@ class _Search:
         self._take(found.order, f"order by {found.search}")
         return found.order
 
-    def _walk(self, annealer: FreeOrderAnnealer, origin: Sequence[int], number: int, cooling: object) -> None:
-        from solvers.free_order.annealer import Cooling, Effort
+    def _walk(
+        self, annealer: FreeOrderAnnealer, origin: Sequence[int], walk: tuple[int, int], cooling: Cooling
+    ) -> None:
+        """One walk; `walk` is its number and how many there are."""
+        from solvers.free_order.annealer import Effort
 
-        assert isinstance(cooling, Cooling)
+        number, walks = walk
         limit, budget_bytes = self.options.move_limit, self.verdict.budget_bytes
-        effort = Effort(self.seconds_left / (WALKS - number), None if limit is None else max(1, limit // WALKS))
+        effort = Effort(self.seconds_left / (walks - number), None if limit is None else max(1, limit // walks))
         walked = annealer.anneal(
             origin,
             budget_bytes,

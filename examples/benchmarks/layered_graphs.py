@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--instances", type=Path, help="directory or file of the papers' instances")
     parser.add_argument("--size", action="append", type=int, help="operators (default: 100, 500 and 1000)")
     parser.add_argument("--seed", type=int, default=0, help="of graphs and searches (default: 0)")
-    parser.add_argument("--moves", type=int, default=1_500_000, help="moves of local search (default: 1,500,000)")
+    parser.add_argument("--moves", type=int, default=1_200_000, help="moves of local search (default: 1,200,000)")
     parser.add_argument("--bound", action="store_true", help="run Reordered, too, which reports a bound per order")
     parser.add_argument("--time-limit", type=float, default=30.0, help="seconds of Reordered (default: 30)")
     options = parser.parse_args(arguments)

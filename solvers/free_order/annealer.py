@@ -52,6 +52,9 @@ PEAK = Cooling(first_temperature=2.0, last_temperature=0.02, first_price=100.0, 
 RECOMPUTATION = Cooling(first_temperature=1.0, last_temperature=0.01, first_price=300.0, last_price=1000.0)
 """For the least recomputation within a budget."""
 
+HOT = Cooling(first_temperature=4.0, last_temperature=0.01, first_price=300.0, last_price=1000.0)
+"""The same, for small graphs, whose walks end early in a valley."""
+
 POLISH = Cooling(first_temperature=0.15, last_temperature=0.005, first_price=300.0, last_price=1000.0)
 """The same, from a sequence that is nearly right."""
 
