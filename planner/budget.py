@@ -97,7 +97,16 @@ class Budget:
 
 
 def parse_budget(budget: int | str | Budget) -> Budget:
-    """Read a budget; raises :class:`~planner.errors.BudgetError` for whatever the module's table does not list."""
+    """Read a budget; raises :class:`~planner.errors.BudgetError` for whatever the module's table does not list.
+
+    >>> parse_budget("12GiB").size_bytes
+    12884901888
+    >>> parse_budget("60%").resolve(1_000_000)
+    600000
+    >>> parse_budget("8")
+    Traceback (most recent call last):
+    planner.errors.BudgetError: budget '8' has no unit; write "8GiB", "8%" of eager's peak, or "8 bytes"
+    """
     if isinstance(budget, Budget):
         return budget
     if isinstance(budget, bool):
@@ -116,7 +125,11 @@ def parse_budget(budget: int | str | Budget) -> Budget:
 
 
 def format_bytes(size_bytes: int, *, short: bool = False) -> str:
-    """Both forms of a size, `8.00 GiB (8,589,934,592 bytes)`; the first alone if `short`."""
+    """Both forms of a size; the first alone if `short`.
+
+    >>> format_bytes(8 * 2**30), format_bytes(1536, short=True)
+    ('8.00 GiB (8,589,934,592 bytes)', '1.50 KiB')
+    """
     brief = _brief(size_bytes)
     return brief if short or abs(size_bytes) < 1024 else f"{brief} ({size_bytes:,} bytes)"
 

@@ -11,7 +11,11 @@ def template_of(module: str) -> str:
 
 
 def fold_label(modules: Sequence[str]) -> str:
-    """One label for modules of one template; an index that varies is written as the ranges that it takes."""
+    """One label for modules of one template; an index that varies is written as the ranges that it takes.
+
+    >>> fold_label(["h.0.attn", "h.1.attn", "h.3.attn"])
+    'h.{0-1,3}.attn'
+    """
     columns = zip(*(module.split(".") for module in dict.fromkeys(modules)), strict=True)
     parts: list[str] = []
     for column in columns:

@@ -6,7 +6,11 @@ import math
 
 
 def format_fraction(fraction: float) -> str:
-    """A fraction of the step as a percentage; small ones keep their digits, infinity is said in words."""
+    """A fraction of the step as a percentage; small ones keep their digits, infinity is said in words.
+
+    >>> format_fraction(0.1149), format_fraction(0.00004)
+    ('11.49 %', '0.004 %')
+    """
     if math.isinf(fraction):
         return "infinite"
     percent = 100 * fraction
@@ -14,7 +18,11 @@ def format_fraction(fraction: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Seconds with a unit that leaves three digits before the point at the most."""
+    """Seconds with a unit that leaves three digits before the point at the most.
+
+    >>> format_seconds(0.0335), format_seconds(94.6e-6)
+    ('33.5 ms', '94.6 us')
+    """
     for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
         if seconds * factor >= 1 or unit == "us":
             return f"{seconds * factor:.3g} {unit}"

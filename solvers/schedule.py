@@ -36,7 +36,11 @@ Step = Compute | Free
 
 @dataclass(frozen=True)
 class Schedule:
-    """Executions and frees of one training step, in order; plain data, judged by :func:`solvers.simulator.simulate`."""
+    """Executions and frees of one training step, in order; plain data, judged by :func:`solvers.simulator.simulate`.
+
+    >>> Schedule.from_list([0, 1, -1, [2, 1]]).steps
+    (Compute(operator=0, reuses=None), Compute(operator=1, reuses=None), Free(value=0), Compute(operator=2, reuses=1))
+    """
 
     steps: tuple[Step, ...]
 

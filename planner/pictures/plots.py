@@ -105,7 +105,8 @@ def _curve(axes: Axes, data: CurvePicture) -> None:
     sizes = [size for p in (*data.points, *curve) for size in (p.peak_bytes, p.budget_bytes)]
     low, high = min(sizes, default=0), max(sizes, default=1)
     _ticks(axes, byte_ticks(high, 8, low=low), [])
-    axes.set_xlim(low - 0.05 * (high - low), high + 0.12 * (high - low) or 1)
+    span = high - low or high or 1
+    axes.set_xlim(low - 0.05 * span, high + 0.12 * span)
     axes.set_ylim(-0.03 * top, 1.12 * top)
     axes.yaxis.set_major_formatter(_percent)
     axes.set_title("Overhead of the step against its peak memory")
