@@ -226,8 +226,10 @@ class Plan(BaseModel):
 
     def __str__(self) -> str:
         from planner.plan_table import plan_text
+        from planner.report import report_on
+        from planner.report.text import report_text
 
-        return plan_text(self)
+        return f"{plan_text(self)}\n\n{report_text(report_on(self))}"
 
 
 _PLAN_AGAIN = "Make the plan again with plan(...) or `checkpoint-planner plan`"

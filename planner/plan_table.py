@@ -1,4 +1,4 @@
-"""The table that `print(plan)` shows: what was asked for, what it costs, and how good that is.
+"""The first table that `print(plan)` shows: what was asked for, what it costs, and how good that is.
 
 Plain text, so that it reads the same in a terminal, a log file and a notebook. Rows are pairs of label and text; the
 command line may draw them in another way.

@@ -56,7 +56,7 @@ def plan(options: argparse.Namespace) -> int:
         return OK
     print(planned)
     if options.output:
-        print(f"\nwritten to {options.output}; `checkpoint-planner show {options.output}` shows the decisions")
+        print(f"\nwritten to {options.output}; `checkpoint-planner show {options.output} --html report.html` draws it")
     return OK
 
 
@@ -67,14 +67,12 @@ def show(options: argparse.Namespace) -> int:
     pictures.check_paths(options)
     from planner.plan_file import Plan
     from planner.report import report_on
-    from planner.report.text import report_text
 
     planned = Plan.load(options.plan)
-    report = report_on(planned)
     if options.json:
-        _print_json({**_summary(planned), "report": dataclasses.asdict(report)})
+        _print_json({**_summary(planned), "report": dataclasses.asdict(report_on(planned))})
     else:
-        print(f"{planned}\n\n{report_text(report)}")
+        print(planned)
     pictures.of_plan(options, planned)
     return OK
 
