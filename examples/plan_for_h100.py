@@ -22,7 +22,7 @@ def gpt2(layers: int, width: int, batch: int) -> tuple[torch.nn.Module, dict[str
     """A GPT-2 in bfloat16 on fake tensors, and a batch of tokens."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64, use_cache=False)
+    config = GPT2Config(n_layer=layers, n_embd=width, n_head=width // 64, attn_pdrop=0.0, use_cache=False)
     default = torch.get_default_dtype()
     with FakeTensorMode():
         torch.set_default_dtype(torch.bfloat16)
