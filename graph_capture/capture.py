@@ -84,7 +84,7 @@ def capture(
     """
     module, args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     _check_trainable(module)
-    target = device_by_name(device) if device is not None else _device_of(module)
+    target = device_by_name(device) if device is not None else device_of(module)
     workspace = workspace_model(target)
     mode = fake_mode_of(module, (args, kwargs))
     with _RandomStateKept():
@@ -103,7 +103,7 @@ def capture(
     graph = round_allocations(graph, target)
     with _RandomStateKept():
         peak, source = _eager_peak(twin, fake_args, fake_kwargs, loss, loss_fn, mode, workspace, graph)
-    notes = _notes(graph, loss, workspace)
+    notes = notes_of(graph, loss, workspace)
     return Capture(graph, bare.fingerprint, bare.structure_fingerprint, loss, peak, source, target, args, kwargs, notes)
 
 
@@ -174,7 +174,7 @@ class _Build:
         )
 
 
-def _device_of(module: nn.Module) -> Device:
+def device_of(module: nn.Module) -> Device:
     """The device that the parameters are on."""
     where = next(module.parameters()).device
     if where.type != "cuda" or not torch.cuda.is_available():
@@ -274,7 +274,8 @@ def _eager_peak(
     return above + graph.resident_total_bytes, "one eager step on fake tensors"
 
 
-def _notes(graph: Graph, loss: LossChoice, workspace: WorkspaceModel) -> tuple[str, ...]:
+def notes_of(graph: Graph, loss: LossChoice, workspace: WorkspaceModel) -> tuple[str, ...]:
+    """What the user should know: the loss, workspace that was declared, operators that were priced by bytes."""
     notes = [loss.note] if loss.note else []
     if isinstance(workspace, MeasuredWorkspace) and workspace.declared:
         notes.append(

@@ -18,6 +18,7 @@ from planner.describe import describe_environment, describe_inputs, describe_mod
 from planner.errors import error_for_solution
 from planner.plan_file import Plan
 from planner.plan_parts import BudgetRequest, LossPlace
+from planner.ranks import refuse_wrapper
 from solvers.auto import Auto
 from solvers.hints import Hints, ProgressListener
 from solvers.schedule import Schedule
@@ -100,6 +101,7 @@ def capture_with_peak(
     """
     started = time.perf_counter()
     module, args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
+    refuse_wrapper(module)
     captured = capture(module, args, kwargs, **options)
     seconds = time.perf_counter() - started
     if captured.eager_peak_bytes is None:

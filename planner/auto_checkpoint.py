@@ -10,7 +10,10 @@ from torch import nn
 
 from planner.budget import Budget, parse_budget
 from planner.decide import OnChange
+from planner.keep_plan import keep_plans
 from planner.plan_file import Plan
+from planner.planned_call import INSIDE_ANOTHER, PlannedCall
+from planner.ranks import data_parallel_ranks, from_first_rank, refuse_wrapper
 
 OnPlan = Callable[[Plan], None]
 
@@ -36,14 +39,16 @@ def auto_checkpoint(
     - `on_change`: as in :func:`planner.rewrite`. `options`: as in :func:`planner.plan`.
 
     The budget is read now; the model is planned at its first call in training mode with gradients. Until then, and at
-    every call without gradients, it runs as it is.
+    every call without gradients, it runs as it is. In a data-parallel run the first rank plans for all of them.
     """
     parse_budget(budget)
+    refuse_wrapper(model)
+    keep_plans()
     model._compiled_call_impl = _FirstStep(model, budget, on_plan, on_change, options)  # type: ignore[assignment]
     return model
 
 
-class _FirstStep:
+class _FirstStep(PlannedCall):
     """Stands in for the module's call until the first training step."""
 
     def __init__(
@@ -52,13 +57,20 @@ class _FirstStep:
         self.model, self.budget, self.on_plan, self.options = model, budget, on_plan, options
         self.on_change: OnChange = on_change
 
+    @torch.compiler.disable(reason=INSIDE_ANOTHER)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Plan, rewrite, and run the first training step; without gradients, run as it is."""
         from planner.api import plan
         from planner.rewrite import rewrite
 
         if not (torch.is_grad_enabled() and self.model.training):
             return self.model._call_impl(*args, **kwargs)
-        made = plan(self.model, self.budget, args, kwargs, **self.options)
+        ranks = data_parallel_ranks(self.model)
+        if len(ranks) > 1:
+            text = from_first_rank(ranks, lambda: plan(self.model, self.budget, args, kwargs, **self.options).to_json())
+            made = Plan.from_json(text)
+        else:
+            made = plan(self.model, self.budget, args, kwargs, **self.options)
         if self.on_plan is not None:
             self.on_plan(made)
         rewrite(self.model, made, on_change=self.on_change)

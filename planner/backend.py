@@ -10,10 +10,11 @@ Written for torch 2.11 to 2.13: ``aot_module_simplified`` and its `partition_fn`
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx
@@ -31,6 +32,7 @@ from planner.tokens import OutputWatch, UnplannedOutput, missing_outputs, start_
 from solvers.schedule import Schedule
 
 Decide = Callable[[Joint], tuple[Graph, Binding, Schedule]]
+Compiler = Literal["eager", "inductor"]
 SelectLoss = Callable[[fx.GraphModule], Sequence[int]]
 
 
@@ -52,11 +54,13 @@ class PlannedBackend:
     - `select_loss`: which outputs of a graph the loss comes from.
     - `decide`: the schedule for a joint graph; raises if there is none.
     - `records`: one entry for each graph compiled.
+    - `compiler`: `"eager"` runs torch's kernels one by one, `"inductor"` compiles the programs.
     """
 
     select_loss: SelectLoss
     decide: Decide
     records: list[CompileRecord] = field(default_factory=list)
+    compiler: Compiler = "eager"
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Compile one guarded graph."""
@@ -66,6 +70,13 @@ class PlannedBackend:
             return module.forward
         return self._training(module, example_inputs, self.select_loss(module))
 
+    def _compile(self, module: fx.GraphModule, backward: bool) -> Callable[[list[Any]], Any]:
+        if self.compiler == "eager":
+            return boxed(module)
+        from planner.inductor import compile_program
+
+        return compile_program(module, backward=backward)
+
     def _training(
         self, module: fx.GraphModule, example_inputs: Sequence[Any], loss: Sequence[int]
     ) -> Callable[..., Any]:
@@ -74,7 +85,7 @@ class PlannedBackend:
 
         def partition(joint: Joint) -> tuple[fx.GraphModule, fx.GraphModule]:
             graph, binding, schedule = self.decide(joint)
-            programs = emit(graph, binding, schedule)
+            programs = emit(graph, binding, schedule, traceable=self.compiler == "inductor")
             emitted.append((binding, programs))
             recomputed = len(schedule.order) - len(graph)
             self.records.append(CompileRecord("training", len(graph), recomputed))
@@ -85,7 +96,7 @@ class PlannedBackend:
             metadata = TracingContext.get().fw_metadata
             assert metadata is not None
             metadata.bw_donated_idxs = []
-            return boxed(gm)
+            return self._compile(gm, backward=False)
 
         def backward_compiler(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
             return run_first_slice  # the slices were cut from the same program
@@ -110,7 +121,7 @@ class PlannedBackend:
                 keep_inference_input_mutations=True,
             )
         ((binding, programs),) = emitted
-        slices = cut(programs)
+        slices = cut(programs, functools.partial(self._compile, backward=True))
         n_gradients = len(binding.joint.gradients)
         later, late = _later_slices(binding)
         detached = prepared.detached_outputs

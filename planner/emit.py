@@ -9,6 +9,7 @@ kept. A value that the backward program needs and the forward program made is sa
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._functorch._aot_autograd.descriptors import SavedForBackwardsAOTOutput, SavedForBackwardsNoVcCheckAOTOutput
+from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
 
 from graph_capture.build import Binding
 from graph_capture.graph import Graph
@@ -46,9 +48,13 @@ class Programs:
     slice_gradients: tuple[tuple[int, ...], ...]
 
 
-def emit(graph: Graph, binding: Binding, schedule: Schedule) -> Programs:
-    """Turn a schedule of `graph` into programs; raises :class:`RewriteError` if it uses what is not in memory."""
-    return _Emitter(graph, binding, schedule).emit()
+def emit(graph: Graph, binding: Binding, schedule: Schedule, *, traceable: bool = False) -> Programs:
+    """Turn a schedule of `graph` into programs; raises :class:`RewriteError` if it uses what is not in memory.
+
+    With `traceable` the programs hold nothing but operators of torch without side effects on activations, for another
+    compiler: no in-place forms, and random operators that run again carry their state through torch's own operators.
+    """
+    return _Emitter(graph, binding, schedule, traceable).emit()
 
 
 class _Program:
@@ -84,7 +90,8 @@ class _Program:
 
 
 class _Emitter:
-    def __init__(self, graph: Graph, binding: Binding, schedule: Schedule) -> None:
+    def __init__(self, graph: Graph, binding: Binding, schedule: Schedule, traceable: bool) -> None:
+        self.traceable = traceable
         self.operators, self.binding, self.schedule = graph.operators, binding, schedule
         self.joint = binding.joint
         order = schedule.order
@@ -142,9 +149,11 @@ class _Emitter:
                 program.get(argument)
         for value in operator.outputs:
             program.forget(value)
-        if step.reuses is not None:
+        if step.reuses is not None and not self.traceable:
             emitted = self._in_place(program, step, node)
             program.forget(step.reuses)
+        elif self.runs.get(step.operator, 0) > 1 and self.traceable:
+            emitted = self._random_traceable(program, states, step.operator, node)
         elif self.runs.get(step.operator, 0) > 1:
             emitted = self._random(program, states, step.operator, node)
         elif again and node.target is BATCH_NORM:
@@ -182,6 +191,24 @@ class _Emitter:
         keywords = fx.map_arg(dict(node.kwargs), program.get)
         target: Any = node.target
         emitted = program.graph.call_function(replay, (states[index], device, target, *arguments), keywords)
+        emitted.meta = copy.copy(node.meta)
+        return emitted
+
+    def _random_traceable(self, program: _Program, states: dict[int, fx.Node], index: int, node: fx.Node) -> fx.Node:
+        arguments = fx.map_arg(tuple(node.args), program.get)
+        keywords = fx.map_arg(dict(node.kwargs), program.get)
+        target: Any = node.target
+        if index in self.done:
+            if index not in states:
+                states[index] = self._import_state(index)
+            emitted = program.graph.call_function(run_with_rng_state, (states[index], target, *arguments), keywords)
+            emitted.meta = copy.copy(node.meta)
+            return emitted
+        both = program.graph.call_function(run_and_save_rng_state, (target, *arguments), keywords)
+        state = _fake_like(node, self.operators[index].random_state_bytes)
+        both.meta = {**node.meta, "val": (state, node.meta["val"])}
+        states[index], emitted = (program.graph.call_function(operator.getitem, (both, i)) for i in range(2))
+        states[index].meta["val"] = state
         emitted.meta = copy.copy(node.meta)
         return emitted
 

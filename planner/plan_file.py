@@ -155,6 +155,11 @@ class Plan(BaseModel):
         """What the simulator says of the step without recomputation."""
         return self._store_all
 
+    @property
+    def identity(self) -> str:
+        """A text that is equal for plans that run the same schedule of the same graph within the same budget."""
+        return f"{self.fingerprint} {self.budget_bytes} {self.schedule}"
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to `path`, atomically: `path` is replaced when the whole plan is on the disk."""
         target = Path(path)

@@ -26,12 +26,12 @@ class Slice:
 
     **Fields:**
 
-    - `function`: takes the slots' contents boxed in one list; returns (gradients, contents of the slots it fills).
+    - `function`: takes the slots' contents boxed in one list; returns the gradients, then what the slots get.
     - `reads`: slots to read, each with whether it is taken out. `writes`: slots to fill.
     - `primals`: whose gradients it returns, in this order.
     """
 
-    function: Callable[[list[Any]], tuple[tuple[Any, ...], tuple[Any, ...]]]
+    function: Callable[[list[Any]], Any]
     reads: tuple[tuple[int, bool], ...]
     writes: tuple[int, ...]
     primals: tuple[int, ...]
@@ -39,8 +39,9 @@ class Slice:
     def run(self, state: State) -> tuple[Any, ...]:
         """Run on one call's state; returns the gradients of `primals`."""
         arguments = [state.pop(slot) if last else state[slot] for slot, last in self.reads]
-        gradients, kept = self.function(arguments)
-        state.update(zip(self.writes, kept, strict=True))
+        results = self.function(arguments)
+        gradients = results[: len(self.primals)]
+        state.update(zip(self.writes, results[len(self.primals) :], strict=True))
         absent = state.get(ABSENT)
         if absent:
             return tuple(None if p in absent else g for p, g in zip(self.primals, gradients, strict=True))
@@ -65,8 +66,14 @@ def boxed(module: fx.GraphModule) -> Callable[[list[Any]], Any]:
     return run
 
 
-def cut(programs: Programs) -> tuple[Slice, ...]:
-    """The slices of a backward program. The inputs of the program lie in slots 0, 1, ... when the first one starts."""
+CompileModule = Callable[[fx.GraphModule], Callable[[list[Any]], Any]]
+
+
+def cut(programs: Programs, compile_module: CompileModule = boxed) -> tuple[Slice, ...]:
+    """The slices of a backward program. The inputs of the program lie in slots 0, 1, ... when the first one starts.
+
+    `compile_module` makes a function of one slice, whose outputs are flat: its gradients, then what it keeps.
+    """
     module = programs.backward
     nodes = list(module.graph.nodes)
     slot = {node: index for index, node in enumerate(nodes)}
@@ -90,12 +97,12 @@ def cut(programs: Programs) -> tuple[Slice, ...]:
         members = body[start:stop]
         start = stop
         results = [gradients[p] for p in primals]
-        slices.append(_slice(module, members, results, primals, piece, slot, last_piece, made_in))
+        slices.append(_slice(module, members, results, primals, piece, slot, last_piece, made_in, compile_module))
     return tuple(slices)
 
 
-def _nothing(_: list[Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    return (), ()
+def _nothing(_: list[Any]) -> tuple[Any, ...]:
+    return ()
 
 
 def _piece_of_each(body: list[fx.Node], ends: tuple[int, ...]) -> dict[fx.Node, int]:
@@ -117,6 +124,7 @@ def _slice(
     slot: dict[fx.Node, int],
     last_piece: dict[fx.Node, int],
     made_in: dict[fx.Node, int],
+    compile_module: CompileModule,
 ) -> Slice:
     graph = fx.Graph()
     inside = set(members)
@@ -125,14 +133,16 @@ def _slice(
         needed.update(dict.fromkeys(a for a in node.all_input_nodes if a not in inside))
     needed.update(dict.fromkeys(r for r in results if isinstance(r, fx.Node) and r not in inside))
     copies = {node: graph.placeholder(node.name) for node in needed}
+    for node, placeholder in copies.items():
+        placeholder.meta = dict(node.meta)
     for node in members:
         copies[node] = graph.node_copy(node, lambda n: copies[n])
     kept = [n for n in members if last_piece.get(n, -1) > piece]
     if not members and not results:
         return Slice(_nothing, (), (), ())
     returned = tuple(copies[r] if isinstance(r, fx.Node) else r for r in results)
-    graph.output((returned, tuple(copies[n] for n in kept)))
-    function = boxed(fx.GraphModule(module, graph, f"PlannedBackward{piece}"))
+    graph.output((*returned, *(copies[n] for n in kept)))
+    function = compile_module(fx.GraphModule(module, graph, f"PlannedBackward{piece}"))
     reads = tuple((slot[n], last_piece[n] <= piece) for n in needed)
     assert all(made_in[n] < piece for n in needed), "a slice reads what a later one makes"
     return Slice(function, reads, tuple(slot[n] for n in kept), primals)
