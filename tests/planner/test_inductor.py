@@ -1,0 +1,164 @@
+"""The programs of a schedule compiled by Inductor: the schedule is what runs, and the numbers are eager's."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._inductor import config, cpp_builder
+from torch._inductor.exc import InvalidCxxCompiler
+from torch.profiler import ProfilerActivity, profile
+
+from planner import Plan, RewriteError, measure_step, plan, rewrite
+from planner.compile_backend import checkpoint_planner  # registers the backend where the package is not installed
+from solvers.chen import ChenGreedy
+from solvers.solution import Solver
+from solvers.store_all import StoreAll
+from tests.planner.stress import RecomputeAlways
+from tests.planner.two_ranks import Stack, tokens
+
+assert checkpoint_planner
+
+
+def _has_compiler() -> bool:
+    try:
+        cpp_builder.get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
+
+
+needs_compiler = pytest.mark.skipif(not _has_compiler(), reason="Inductor needs a C++ compiler, and there is none here")
+
+
+@pytest.fixture(autouse=True)
+def _one_process() -> Iterator[None]:
+    torch._dynamo.reset()
+    with config.patch(compile_threads=1):
+        yield
+    torch._dynamo.reset()
+
+
+def small() -> Stack:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return Stack(blocks=2, width=32)
+
+
+def step(model: nn.Module, call: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> list[torch.Tensor]:
+    model.zero_grad()
+    torch.manual_seed(3)
+    loss = call(*inputs)
+    loss.backward()
+    gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    return [loss.detach(), *gradients, torch.get_rng_state()]
+
+
+def planned(model: nn.Module, budget: str, solver: Solver, *inputs: torch.Tensor) -> Plan:
+    made = plan(model, budget, inputs, solver=solver)
+    rewrite(model, made, compiler="inductor")
+    return made
+
+
+def assert_close(given: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    assert len(given) == len(expected)
+    for one, other in zip(given, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert torch.equal(given[-1], expected[-1])  # the generator
+
+
+def matrix_flops(function: Callable[[], Any]) -> int:
+    """FLOPs of the matrix products that run, from the profiler: Inductor's kernels are no dispatched operators."""
+    total = 0
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as record:
+        function()
+    for event in record.events() or ():
+        if event.name in ("aten::mm", "aten::addmm"):
+            if event.cpu_parent is not None and event.cpu_parent.name == event.name:
+                continue
+            rows, columns = event.input_shapes[1:3] if event.name == "aten::addmm" else event.input_shapes[:2]
+            total += 2 * rows[0] * rows[1] * columns[1]
+    return total
+
+
+@needs_compiler
+def test_the_schedule_is_what_runs() -> None:
+    ids = tokens(0)
+    eager, keeping, recomputing = small(), small(), small()
+    planned(keeping, "1GiB", StoreAll(), ids)
+    made = planned(recomputing, "80%", ChenGreedy(), ids)
+    assert made.overhead > 0.1
+    expected, kept, given = step(eager, eager, ids), step(keeping, keeping, ids), step(recomputing, recomputing, ids)
+    assert_close(given, expected)
+    assert all(torch.equal(a, b) for a, b in zip(given, kept, strict=True))
+
+    graph, order = made.to_graph(), made.to_schedule().order
+    again = sum(graph.operators[i].flops for i in order) - sum(o.flops for o in graph.operators)
+    assert again > 0
+    losses = [model(ids) for model in (keeping, recomputing)]
+    without, with_recomputation = (matrix_flops(loss.backward) for loss in losses)
+    assert with_recomputation - without == again
+
+    for accumulation, predicted in ((False, made.first_peak_bytes), (True, made.later_peak_bytes)):
+        measured = measure_step(recomputing, ids, gradient_accumulation=accumulation).peak_bytes
+        assert measured <= predicted <= made.budget_bytes
+    assert measure_step(keeping, ids).peak_bytes > made.first_peak_bytes
+
+
+@needs_compiler
+def test_random_operators_batch_norm_and_in_place_operators_run_again() -> None:
+    """Nearly every operator runs several times; statistics change once and dropout draws eager's numbers."""
+    torch.manual_seed(0)
+    parts = (
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Dropout(0.2),
+        nn.Flatten(),
+        nn.Linear(64, 1),
+    )
+    eager, image = nn.Sequential(*parts), torch.randn(2, 3, 6, 6)
+    model = copy.deepcopy(eager)
+    made = plan(model, "1GiB", (image,), loss_fn=torch.sum, solver=RecomputeAlways())
+    rewrite(model, made, compiler="inductor")
+    random = [i for i, o in enumerate(made.to_graph().operators) if o.random_state_bytes]
+    assert any(made.to_schedule().order.count(i) > 1 for i in random)
+    for _ in range(2):
+        given, expected = (step(m, lambda x, m=m: m(x).sum(), image) for m in (model, eager))
+        assert_close(given, expected)
+    for name, buffer in eager.named_buffers():
+        torch.testing.assert_close(model.get_buffer(name), buffer)
+
+
+@needs_compiler
+def test_the_backend_of_torch_compile_takes_it_as_an_option() -> None:
+    model, ids = small(), tokens(0)
+    options = {"budget": "80%", "solver": ChenGreedy(), "compiler": "inductor"}
+    call = torch.compile(model, backend="checkpoint_planner", options=options)
+    assert_close(step(model, call, ids), step(model, model, ids))
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(call(ids), model(ids))
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> str:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    model = small()
+    made = plan(model, "80%", (tokens(0),), solver=ChenGreedy())
+    with pytest.raises(RewriteError, match="needs a C\\+\\+ compiler"):
+        rewrite(model, made, compiler="inductor")
+    assert model._compiled_call_impl is None
+
+
+def test_an_unknown_compiler() -> None:
+    model = small()
+    made = plan(model, "80%", (tokens(0),), solver=ChenGreedy())
+    with pytest.raises(ValueError, match="'eager' or 'inductor', not 'xla'"):
+        rewrite(model, made, compiler="xla")  # type: ignore[arg-type]
