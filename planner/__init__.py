@@ -23,6 +23,7 @@ from planner._version import __version__
 if TYPE_CHECKING:
     from planner.api import plan
     from planner.auto_checkpoint import auto_checkpoint
+    from planner.blocks import BlockPlans, plan_blocks
     from planner.budget import Budget, format_bytes, parse_budget
     from planner.certificate.make import Certificate, certify, export_certificate
     from planner.certificate.verify import CertificateReport, verify_certificate
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from planner.rewrite import restore, rewrite
 
 __all__ = [
+    "BlockPlans",
     "Budget",
     "BudgetError",
     "CaptureError",
@@ -84,12 +86,14 @@ __all__ = [
     "pareto",
     "parse_budget",
     "plan",
+    "plan_blocks",
     "restore",
     "rewrite",
     "verify_certificate",
 ]
 
 _HOMES = {
+    "BlockPlans": "planner.blocks",
     "Budget": "planner.budget",
     "Certificate": "planner.certificate.make",
     "CertificateReport": "planner.certificate.verify",
@@ -108,6 +112,7 @@ _HOMES = {
     "pareto": "planner.pareto",
     "parse_budget": "planner.budget",
     "plan": "planner.api",
+    "plan_blocks": "planner.blocks",
     "restore": "planner.rewrite",
     "rewrite": "planner.rewrite",
     "verify_certificate": "planner.certificate.verify",

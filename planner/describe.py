@@ -16,9 +16,12 @@ from solvers.solution import Solver
 
 
 def describe_model(model: nn.Module) -> ModelIdentity:
-    """Class and parameters of a model."""
+    """Class and parameters of a model. `fully_shard` makes a class of its own, in front of the model's, which stays."""
+    kind = type(model)
+    if any(base.__name__ == "FSDPModule" for base in kind.__bases__):
+        kind = next(base for base in kind.__bases__ if base.__name__ != "FSDPModule")
     rows = ((n, tuple(p.shape), _dtype(p.dtype), p.requires_grad) for n, p in model.named_parameters())
-    return ModelIdentity.of(f"{type(model).__module__}.{type(model).__qualname__}", rows)
+    return ModelIdentity.of(f"{kind.__module__}.{kind.__qualname__}", rows)
 
 
 def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[InputRow, ...]:

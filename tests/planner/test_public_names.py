@@ -14,6 +14,7 @@ from graph_capture import errors as capture_errors
 from planner import errors
 
 NAMES = {
+    "BlockPlans",
     "Budget",
     "BudgetError",
     "CaptureError",
@@ -47,6 +48,7 @@ NAMES = {
     "pareto",
     "parse_budget",
     "plan",
+    "plan_blocks",
     "restore",
     "rewrite",
     "verify_certificate",

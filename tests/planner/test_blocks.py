@@ -1,0 +1,104 @@
+"""`plan_blocks`: one plan for all equal blocks, within a budget of the whole step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from planner import (
+    BlockPlans,
+    NoScheduleError,
+    PlanFileError,
+    PlanMismatchError,
+    UnsupportedModelError,
+    measure_step,
+    plan_blocks,
+)
+from solvers.auto import Auto
+from solvers.store_all import StoreAll
+from tests.planner.two_ranks import Block, Stack, stack, tokens
+
+QUICK = Auto(time_limit_seconds=60.0, work_limit=2)
+
+
+@pytest.fixture(scope="module")
+def plans() -> BlockPlans:
+    return plan_blocks(stack(), "85%", (tokens(0),), solver=QUICK)
+
+
+def test_a_step_of_the_whole_model_is_within_the_budget(plans: BlockPlans) -> None:
+    plain, model = stack(), stack()
+    assert list(plans.plan_of_block) == ["blocks.0", "blocks.1", "blocks.2"]
+    assert len(plans.plans) == 1
+    assert 0 < plans.kept_fraction < 1
+    assert plans.overhead > 0
+    assert plans.predicted_peak_bytes <= plans.budget_bytes
+    plans.rewrite(model, on_change="error")
+    gradients = []
+    for one in (plain, model):
+        torch.manual_seed(0)
+        one(tokens(0)).backward()
+        gradients.append([p.grad.clone() for p in one.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    measured = measure_step(model, tokens(0)).peak_bytes
+    assert 0.95 * plans.predicted_peak_bytes <= measured <= plans.predicted_peak_bytes
+    assert measured < measure_step(plain, tokens(0)).peak_bytes
+
+
+def test_a_budget_for_everything_recomputes_nothing() -> None:
+    plans = plan_blocks(stack(), "100%", (tokens(0),), solver=StoreAll())
+    assert plans.kept_fraction == 1.0
+    assert plans.overhead == 0.0
+
+
+def test_blocks_that_differ_have_plans_of_their_own() -> None:
+    model = stack()
+    model.blocks[1].drop.p = 0.3
+    model.blocks[2].up.bias.requires_grad_(False)
+    plans = plan_blocks(model, "1GiB", (tokens(0),), solver=StoreAll())
+    assert len(plans.plans) >= 2
+    assert plans.plan_of_block["blocks.2"] != plans.plan_of_block["blocks.0"]
+    plans.rewrite(model, on_change="error")
+    model(tokens(0)).backward()
+
+
+def test_sharding_divides_what_stays() -> None:
+    whole = plan_blocks(stack(), "1GiB", (tokens(0),), solver=StoreAll())
+    sharded = plan_blocks(stack(), "1GiB", (tokens(0),), solver=StoreAll(), shards=64)
+    lines = dict(sharded.covers)
+    assert lines["parameters"] < dict(whole.covers)["parameters"] / 16
+    assert lines["FSDP: gathered parameters"] > 0
+    assert "FSDP" in str(sharded)
+
+
+def test_saved_and_loaded(plans: BlockPlans, tmp_path: Path) -> None:
+    plans.save(tmp_path / "blocks.json")
+    assert BlockPlans.load(tmp_path / "blocks.json") == plans
+    (tmp_path / "blocks.json").write_text("{}")
+    with pytest.raises(PlanFileError, match="no file of block plans"):
+        BlockPlans.load(tmp_path / "blocks.json")
+
+
+def test_what_cannot_be_planned(plans: BlockPlans) -> None:
+    with pytest.raises(NoScheduleError, match="smallest peak that was found"):
+        plan_blocks(stack(), "20%", (tokens(0),), solver=StoreAll())
+    with pytest.raises(UnsupportedModelError, match="of equal blocks: name them"):
+        plan_blocks(nn.Linear(4, 4), "1GiB", (torch.randn(2, 4),), loss_fn=torch.sum)
+    with pytest.raises(UnsupportedModelError, match="does not run exactly once"):
+        plan_blocks(_Twice(), "1GiB", (torch.randn(2, 4, 8),), loss_fn=torch.sum)
+    with pytest.raises(PlanMismatchError, match="it has no block 'blocks"):
+        plans.rewrite(Stack(blocks=2))
+
+
+class _Twice(nn.Module):
+    """Runs its second block twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(8) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks[1](self.blocks[1](self.blocks[0](x)))
