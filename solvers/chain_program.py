@@ -18,6 +18,11 @@ bytes, a(s) not counted, is the lesser of
     C1 = min over s' of  Σ_{s ≤ k < s'} u_f(k) + C(s', t, m − ω_a(s')) + C(s, s' − 1, m)     F_ck, F_∅ …, both parts
     C2 = u_f(s) + C(s + 1, t, m − ω_ā(s + 1)) + u_b(s)                                       F_all, the rest, B
 
+*Options* (Zhao, Le Hellard, Eyraud-Dubois, Gusak, Beaumont: *Rockmate: an efficient, fast, automatic and generic tool
+for re-materialization in PyTorch*, ICML 2023). Where a stage is a block with trade-offs of its own, F_all may keep less
+of ā(s + 1), and B makes up for it with more seconds and bytes: C2 is then the least over the options of the stage. Each
+is an (ω_ā, u_b, temporaries of B) of its own, chosen once for each stage, since each runs F_all and B once in a plan.
+
 C1 where m ≥ m_∅(s, t): what the forward operations of stages s … t − 1 need beside δ(t + 1); C2 where m ≥ m_all(s, t):
 what F_all of s needs beside δ(t + 1), and B of s beside δ(s + 1). One table answers every budget up to its size.
 
@@ -44,10 +49,23 @@ Kind = Literal["all", "checkpoint", "drop", "backward"]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation of a plan: F_all, F_ck (`"checkpoint"`), F_∅ (`"drop"`) or B of a stage."""
+    """One operation of a plan: F_all, F_ck (`"checkpoint"`), F_∅ (`"drop"`) or B of a stage.
+
+    `option`: of F_all and B, 0 for the stage's ā as a whole, else one more than the place in `Chain.options`.
+    """
 
     kind: Kind
     stage: int
+    option: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """F_all keeps `xbar`, and B then takes `btime` seconds and `btmp` besides: as the fields of :class:`Chain`."""
+
+    xbar: int
+    btime: float
+    btmp: int
 
 
 @dataclass(frozen=True)
@@ -61,6 +79,7 @@ class Chain:
     - `ftmp`, `btmp`: what the forward and the backward of each stage need besides; the δ that B makes counts here.
     - `delta`: sizes of δ(0) … δ(L), with whatever else stays from then on (the gradients of parameters); default `x`.
     - `all_tmp`: what F_all needs besides, where that is not `ftmp`.
+    - `options`: for each stage its further options, beside `xbar`, `btime` and `btmp`; none if empty.
     """
 
     ftime: tuple[float, ...]
@@ -71,6 +90,7 @@ class Chain:
     btmp: tuple[int, ...]
     delta: tuple[int, ...] | None = None
     all_tmp: tuple[int, ...] | None = None
+    options: tuple[tuple[Option, ...], ...] = ()
 
     def __post_init__(self) -> None:
         stages = len(self.ftime)
@@ -80,7 +100,10 @@ class Chain:
             for name, numbers in names.items():
                 if len(numbers) != length:
                     raise ValueError(f"{name} has {len(numbers)} entries; a chain of {stages} stages needs {length}")
-        for name, numbers in {"ftime": self.ftime, **short, **long}.items():
+        if self.options and len(self.options) != stages:
+            raise ValueError(f"options has {len(self.options)} entries; a chain of {stages} stages needs {stages}")
+        further = [number for row in self.options for o in row for number in (o.xbar, o.btime, o.btmp)]
+        for name, numbers in {"ftime": self.ftime, **short, **long, "options": further}.items():
             if any(not number >= 0 for number in numbers):
                 raise ValueError(f"{name} has an entry that is negative or not a number")
 
@@ -96,6 +119,11 @@ class Chain:
     def all_tmps(self) -> tuple[int, ...]:
         """What F_all of each stage needs besides."""
         return self.ftmp if self.all_tmp is None else self.all_tmp
+
+    def options_of(self, stage: int) -> tuple[Option, ...]:
+        """All options of a stage; the first one keeps ā as a whole."""
+        whole = Option(self.xbar[stage + 1], self.btime[stage], self.btmp[stage])
+        return (whole, *self.options[stage]) if self.options else (whole,)
 
     @property
     def store_all_bytes(self) -> int:
@@ -114,7 +142,11 @@ class Chain:
 
         sizes = {name: up(getattr(self, name)) for name in ("x", "xbar", "ftmp", "btmp")}
         optional = {name: up(found) for name in ("delta", "all_tmp") if (found := getattr(self, name)) is not None}
-        return replace(self, **sizes, **optional)
+        options = tuple(
+            tuple(Option(-(-o.xbar // unit_bytes), o.btime, -(-o.btmp // unit_bytes)) for o in row)
+            for row in self.options
+        )
+        return replace(self, **sizes, **optional, options=options)
 
 
 class ChainProgram:
@@ -165,7 +197,8 @@ class ChainProgram:
             for first in range(stages - distance):
                 last = first + distance
                 cell = self.table[first, last]
-                np.copyto(cell, self._all_seconds(first, last))
+                for option in chain.options_of(first):
+                    np.minimum(cell, self._all_seconds(first, last, option), out=cell)
                 if distance:
                     np.minimum(cell, self._checkpoint_seconds(first, last).min(axis=0), out=cell)
                 shift = chain.x[first]
@@ -184,27 +217,29 @@ class ChainProgram:
         seconds[:, :need] = float("inf")
         return seconds
 
-    def _all_seconds(self, first: int, last: int) -> Seconds:
-        """C2 for every m."""
+    def _all_seconds(self, first: int, last: int, option: Option) -> Seconds:
+        """C2 of an option, for every m."""
         import numpy as np
 
-        chain, kept = self.chain, self.chain.xbar[first + 1]
-        need = kept + max(chain.deltas[last + 1] + chain.all_tmps[first], chain.deltas[first + 1] + chain.btmp[first])
+        chain, kept = self.chain, option.xbar
+        need = kept + max(chain.deltas[last + 1] + chain.all_tmps[first], chain.deltas[first + 1] + option.btmp)
         seconds: Seconds = np.full(self.size + 1, np.inf)
         if need <= self.size:
             rest = self.table[first + 1, last, need - kept : self.size + 1 - kept] if last > first else 0.0
-            seconds[need:] = chain.ftime[first] + chain.btime[first] + rest
+            seconds[need:] = chain.ftime[first] + option.btime + rest
         return seconds
 
     def _expand(self, first: int, last: int, free: int) -> list[Operation | tuple[int, int, int]]:
         """The choice that attains C(first, last, free), in order of time."""
-        backward = Operation("backward", first)
-        everything = float(self._all_seconds(first, last)[free])
+        options = self.chain.options_of(first)
+        everything = [float(self._all_seconds(first, last, option)[free]) for option in options]
+        chosen = everything.index(min(everything))
+        start, backward = Operation("all", first, chosen), Operation("backward", first, chosen)
         if first == last:
-            return [Operation("all", first), backward]
+            return [start, backward]
         parts = self._checkpoint_seconds(first, last)[:, free]
-        if everything <= parts.min():
-            return [Operation("all", first), (first + 1, last, free - self.chain.xbar[first + 1]), backward]
+        if everything[chosen] <= parts.min():
+            return [start, (first + 1, last, free - options[chosen].xbar), backward]
         split = first + 1 + int(parts.argmin())
         drops = [Operation("drop", k) for k in range(first + 1, split)]
         behind = (split, last, free - self.chain.x[split])

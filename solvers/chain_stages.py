@@ -16,12 +16,16 @@ import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from graph_capture.graph import Graph
 from solvers.chain_cuts import Chain as Cuts
 from solvers.chain_cuts import forward_spans
 from solvers.chain_program import Chain, Operation
 from solvers.structure import repeatable
+
+if TYPE_CHECKING:
+    from solvers.block_options import BlockOption
 
 
 def coarse_cuts(cuts: Cuts, max_stages: int) -> tuple[int, ...]:
@@ -102,30 +106,43 @@ class Stages:
         frozen = [tuple(frozenset(s) for s in sets) for sets in (boundary, saved)]
         return cls(graph, forward, tuple(tuple(b) for b in backward), frozen[0], frozen[1])
 
-    def order(self, operations: Iterable[Operation], *, hold_outputs: bool = False) -> list[int]:
+    @property
+    def turn(self) -> int:
+        """The first operator behind the forward phase."""
+        return self.graph.last_forward + 1
+
+    def order(
+        self,
+        operations: Iterable[Operation],
+        *,
+        hold_outputs: bool = False,
+        options: Sequence[Sequence[BlockOption]] = (),
+    ) -> list[int]:
         """The executions of a plan; the first forward of each stage is that of the captured order.
 
         **Arguments:**
 
         - `hold_outputs`: what a stage hands on was there for the backward of the next stage. Hold it until the backward
           of the stage itself, instead of making it once more: fewer seconds than the plan has, and more bytes.
+        - `options`: of each stage, what the operations name.
         """
         order: list[int] = []
         visited: set[int] = set()
         plan = list(operations)
         for i, operation in enumerate(plan):
             stage = operation.stage
+            chosen = options[stage][operation.option - 1] if operation.option else None
             if operation.kind == "backward":
-                order += self.backward[stage]
+                order += chosen.backward if chosen else self.backward[stage]
             elif stage not in visited:
                 visited.add(stage)
                 order += self.forward[stage]
             elif operation.kind == "all":
-                passes_on = plan[i + 1].kind != "backward"
+                passes_on, kept = plan[i + 1].kind != "backward", chosen.kept if chosen else self.saved[stage]
                 if passes_on:
-                    order += self.again(stage, self.saved[stage] | self.boundary[stage])
+                    order += self.again(stage, kept | self.boundary[stage])
                 else:
-                    order += self.again(stage, self.saved[stage], self.boundary[stage] if hold_outputs else frozenset())
+                    order += self.again(stage, kept, self.boundary[stage] if hold_outputs else frozenset())
             else:
                 order += self.again(stage, self.boundary[stage])
         return order

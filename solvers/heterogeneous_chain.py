@@ -9,19 +9,24 @@ cheapest that fits. Where there are few plans all are judged; where there are ma
 by bisection (need grows with the parameter, nearly) and the plans around it are judged as well. Every plan is tried in
 two forms: as it is, and with the outputs of a stage held until its backward where the paper makes them once more.
 
-*Search class*: persistent chain. *Bound*: none (0): the programme is exact for its chain, which is a restriction.
-*Limits*: nothing is saved inside of a stage unless all that its backward reads is; a skip that passes several stages
-(the encoder of a U-Net) is kept throughout. A graph without a cut or a backward phase is refused by ``applies_to``.
+*Options* (:mod:`solvers.block_options`, as Rockmate has them): a stage may keep a part of what its backward reads, and
+make the rest within its backward. The plans of the programme without options are judged as well, in the same way, so
+that options never make a solution worse.
+
+*Search class*: persistent chain, with recomputation inside of stages if they have options. *Bound*: none (0): the
+programme is exact for its chain, which is a restriction. *Limits*: a skip that passes several stages (the encoder of a
+U-Net) is kept throughout. A graph without a cut or a backward phase is refused by ``applies_to``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
 from graph_capture.graph import Graph
+from solvers.block_options import block_options
 from solvers.chain_cuts import chain_of, no_chain_reason
 from solvers.chain_program import Chain, ChainProgram, Operation
 from solvers.chain_stages import Stages, coarse_cuts
@@ -40,17 +45,21 @@ class HeterogeneousChain(Solver):
     - `units`: into how many units the memory of the store-all step is divided.
     - `max_stages`: a longer chain is made coarser; table and time grow with its square and cube.
     - `tries`: how many plans are judged in each form.
+    - `options`: how many options a stage has beside the paper's own, which keeps all that its backward reads.
     """
 
     units: int = 500
     max_stages: int = 128
     tries: int = 48
+    options: int = 6
     name: ClassVar[str] = "heterogeneous-chain"
 
     def __post_init__(self) -> None:
         for field in ("units", "max_stages", "tries"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
+        if self.options < 0:
+            raise ValueError(f"options is {self.options}; it must not be negative")
 
     def applies_to(self, graph: Graph) -> str | None:
         """The reason why the graph is no chain, if it is none."""
@@ -69,12 +78,19 @@ class HeterogeneousChain(Solver):
         stages = Stages.of(graph, coarse_cuts(cuts, self.max_stages), cuts.long_lived)
         judged: list[Candidate] = []
         trace = [f"{len(stages.forward)} stages, of {len(cuts)} that the graph has"]
-        plans = list(_plans(stages.chain(), self.units))
-        for hold_outputs in (False, True):
-            orders = list(dict.fromkeys(tuple(stages.order(plan, hold_outputs=hold_outputs)) for plan in plans))
-            found = _judge_around(orders, partial(_judge, graph), budget_bytes, self.tries)
-            judged += found
-            trace.append(f"hold_outputs={hold_outputs}: {len(orders)} optimal plans, {len(found)} judged")
+        chain, options = stages.chain(), block_options(stages, self.options)
+        variants = [("", chain, ())]
+        if any(options):
+            sizes = tuple(tuple(option.size for option in row) for row in options)
+            variants.append(("with options, ", replace(chain, options=sizes), options))
+        for name, variant, available in variants:
+            plans = list(_plans(variant, self.units))
+            for hold in (False, True):
+                orders = (tuple(stages.order(p, hold_outputs=hold, options=available)) for p in plans)
+                distinct = list(dict.fromkeys(orders))
+                found = _judge_around(distinct, partial(_judge, graph), budget_bytes, self.tries)
+                judged += found
+                trace.append(f"{name}hold_outputs={hold}: {len(distinct)} optimal plans, {len(found)} judged")
         return verdict.conclude([store_all, *judged], trace=tuple(trace))
 
 

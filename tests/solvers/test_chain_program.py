@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import itertools
 import random
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from solvers.chain_program import Chain, ChainProgram, Operation
+from solvers.chain_program import Chain, ChainProgram, Operation, Option
 
 INF = float("inf")
 
@@ -118,41 +119,47 @@ def test_golden_makespans(case: Golden) -> None:
 
 def replay(chain: Chain, plan: list[Operation]) -> tuple[float, int]:
     """Seconds and peak of a plan; asserts that whatever an operation reads is there, and that nothing is left."""
-    boundaries, saved = {0}, set[int]()
+    boundaries, saved = {0}, dict[int, int]()  # ā(i) and the option that made it
     due, seconds, peak = len(chain) - 1, 0.0, 0
 
     def stored() -> int:
-        return sum(chain.x[i] for i in boundaries) + sum(chain.xbar[i] for i in saved)
+        kept = sum(chain.options_of(i - 1)[option].xbar for i, option in saved.items())
+        return sum(chain.x[i] for i in boundaries) + kept
 
-    for kind, i in ((operation.kind, operation.stage) for operation in plan):
+    for operation in plan:
+        kind, i = operation.kind, operation.stage
+        option = chain.options_of(i)[operation.option]
         assert i in boundaries or i in saved
         if kind == "backward":
             assert i == due
-            assert i + 1 in saved
-            peak = max(peak, stored() + chain.deltas[i + 1] + chain.btmp[i])
-            saved.discard(i + 1)
+            assert saved[i + 1] == operation.option
+            peak = max(peak, stored() + chain.deltas[i + 1] + option.btmp)
+            del saved[i + 1]
             boundaries -= {i, i + 1}
-            due, seconds = due - 1, seconds + chain.btime[i]
+            due, seconds = due - 1, seconds + option.btime
             continue
-        made = chain.xbar[i + 1] + chain.all_tmps[i] if kind == "all" else chain.x[i + 1] + chain.ftmp[i]
+        made = option.xbar + chain.all_tmps[i] if kind == "all" else chain.x[i + 1] + chain.ftmp[i]
         peak = max(peak, stored() + made + chain.deltas[due + 1])
-        (saved if kind == "all" else boundaries).add(i + 1)
+        if kind == "all":
+            saved[i + 1] = operation.option
+        else:
+            boundaries.add(i + 1)
         if kind == "drop":
             assert i in boundaries
             boundaries.discard(i)
         seconds += chain.ftime[i]
-    assert (due, saved) == (-1, set())
+    assert (due, saved) == (-1, {})
     return seconds, peak
 
 
 @dataclass(frozen=True, order=True)
 class State:
-    """What is stored: checkpoints a(i), ā(i), the a(i) in hand that is not (yet) kept; and which backward is due."""
+    """What is stored: a(i), ā(i) with its option, the a(i) in hand that is not (yet) kept; which backward is due."""
 
     due: int
     hand: int
     kept: frozenset[int]
-    saved: frozenset[int]
+    saved: frozenset[tuple[int, int]]
 
 
 def brute_force(chain: Chain, budget: int) -> float:
@@ -174,25 +181,44 @@ def brute_force(chain: Chain, budget: int) -> float:
 
 
 def _successors(chain: Chain, state: State) -> Iterator[tuple[float, int, State]]:
-    stored = sum(chain.x[i] for i in state.kept) + sum(chain.xbar[i] for i in state.saved)
+    saved = dict(state.saved)
+    stored = sum(chain.x[i] for i in state.kept)
+    stored += sum(chain.options_of(i - 1)[option].xbar for i, option in state.saved)
     stored += chain.x[state.hand] if state.hand >= 0 else 0
-    delta, due, saved, hand = chain.deltas[state.due + 1], state.due, state.saved, state.hand
+    delta, due, hand = chain.deltas[state.due + 1], state.due, state.hand
     if hand > 0:
-        yield 0.0, 0, State(due, -1, state.kept, saved)
+        yield 0.0, 0, State(due, -1, state.kept, state.saved)
     if due + 1 in saved and (due in state.kept or due in saved):
-        after = State(due - 1, -1, state.kept - {due}, saved - {due + 1})
+        option = chain.options_of(due)[saved[due + 1]]
+        after = State(due - 1, -1, state.kept - {due}, state.saved - {(due + 1, saved[due + 1])})
         if hand < 0:
-            yield chain.btime[due], stored + delta + chain.btmp[due], after
+            yield option.btime, stored + delta + option.btmp, after
     for i in range(due + 1):
         if i == hand or (hand < 0 and (i in state.kept or i in saved)):
             kept = state.kept if i in saved else state.kept | {i}
-            small, large = stored + delta + chain.x[i + 1] + chain.ftmp[i], stored + delta + chain.xbar[i + 1]
-            if i + 1 not in saved:
-                yield chain.ftime[i], large + chain.all_tmps[i], State(due, -1, kept, saved | {i + 1})
+            small = stored + delta + chain.x[i + 1] + chain.ftmp[i]
+            for number, option in enumerate(chain.options_of(i)):
+                if i + 1 not in saved:
+                    large = stored + delta + option.xbar + chain.all_tmps[i]
+                    yield chain.ftime[i], large, State(due, -1, kept, state.saved | {(i + 1, number)})
             if i < due and i + 1 not in state.kept:
-                yield chain.ftime[i], small, State(due, i + 1, kept, saved)
+                yield chain.ftime[i], small, State(due, i + 1, kept, state.saved)
                 if i == hand:
-                    yield chain.ftime[i], small, State(due, i + 1, state.kept, saved)
+                    yield chain.ftime[i], small, State(due, i + 1, state.kept, state.saved)
+
+
+def with_options(chain: Chain, rng: random.Random) -> Chain:
+    """The chain, with up to two options for each stage that keep less and take longer."""
+    rows = [
+        tuple(
+            Option(
+                rng.randint(chain.x[i + 1], chain.xbar[i + 1]), chain.btime[i] + rng.randint(0, 6), rng.randint(0, 6)
+            )
+            for _ in range(rng.randint(0, 2))
+        )
+        for i in range(len(chain))
+    ]
+    return dataclasses.replace(chain, options=tuple(rows))
 
 
 def random_chain(rng: random.Random, stages: int) -> Chain:
@@ -214,6 +240,22 @@ def test_equal_to_brute_force(seed: int) -> None:
     program = ChainProgram(chain, chain.store_all_bytes)
     for budget in range(0, chain.store_all_bytes + 2, 2):
         assert program.makespan(budget) == brute_force(chain, budget)
+        plan = program.plan(budget)
+        if plan is not None:
+            seconds, peak = replay(chain, plan)
+            assert seconds == program.makespan(budget)
+            assert peak <= budget
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_options_equal_to_brute_force(seed: int) -> None:
+    rng = random.Random(1000 + seed)
+    plain = random_chain(rng, rng.randint(1, 4))
+    chain = with_options(plain, rng)
+    program, without = ChainProgram(chain, chain.store_all_bytes), ChainProgram(plain, chain.store_all_bytes)
+    for budget in range(0, chain.store_all_bytes + 2, 2):
+        assert program.makespan(budget) == brute_force(chain, budget)
+        assert program.makespan(budget) <= without.makespan(budget)
         plan = program.plan(budget)
         if plan is not None:
             seconds, peak = replay(chain, plan)
@@ -251,6 +293,10 @@ def test_empty_chain_and_bad_chains() -> None:
     assert ChainProgram(empty, 0).plan(0) == []
     with pytest.raises(ValueError, match="btime has 2 entries; a chain of 1 stages needs 1"):
         Chain((1.0,), (1.0, 2.0), (1, 1), (1, 1), (0,), (0,))
+    with pytest.raises(ValueError, match="options has 2 entries; a chain of 1 stages needs 1"):
+        Chain((1.0,), (1.0,), (1, 1), (1, 1), (0,), (0,), options=((), ()))
+    with pytest.raises(ValueError, match="options has an entry that is negative"):
+        Chain((1.0,), (1.0,), (1, 1), (1, 1), (0,), (0,), options=((Option(1, -1.0, 0),),))
     with pytest.raises(ValueError, match="ftime has an entry that is negative or not a number"):
         Chain((float("nan"),), (1.0,), (1, 1), (1, 1), (0,), (0,))
 

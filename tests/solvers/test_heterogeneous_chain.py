@@ -6,7 +6,9 @@ import random
 
 import pytest
 
+from graph_capture.graph import Graph
 from solvers import ChenGreedy, HeterogeneousChain, Status
+from solvers.block_options import _Block, block_options
 from solvers.chain_cuts import chain_of
 from solvers.chain_program import Chain, ChainProgram
 from solvers.chain_stages import Stages, coarse_cuts
@@ -17,6 +19,7 @@ from tests.solvers.random_graphs import (
     EVERYTHING,
     PLAIN,
     SHAPES,
+    Builder,
     Features,
     forward_graph,
     joint_graph,
@@ -125,6 +128,89 @@ def test_does_not_apply() -> None:
         assert "nothing cuts the forward graph" in solution.message
 
 
+def blocks(n: int) -> Graph:
+    """`n` equal blocks: a dear operator, a cheap one with a larger output, and a small boundary that is added to it."""
+    builder = Builder()
+    made: list[tuple[int, int, int]] = []
+    boundary: list[int] = builder.add("forward", [], [4], 1.0)
+    for _ in range(n):
+        dear = builder.add("forward", boundary, [10], 20.0)
+        cheap = builder.add("forward", dear, [16], 1.0)
+        made.append((boundary[0], dear[0], cheap[0]))
+        boundary = builder.add("forward", [*cheap, *boundary], [4], 2.0)  # a residual: no cut inside of the block
+    gradient = builder.add("backward", boundary, [4], 1.0)
+    for start, dear_value, cheap_value in reversed(made):
+        gradient = builder.add("backward", [*gradient, cheap_value], [16], 3.0)
+        gradient = builder.add("backward", [*gradient, dear_value], [10], 1.0)
+        gradient = builder.add("backward", [*gradient, start], [4], 30.0)
+    return builder.graph()
+
+
+def stages_of_blocks(n: int) -> tuple[Graph, Stages]:
+    graph = blocks(n)
+    return graph, Stages.of(graph, tuple(range(0, 3 * n, 3)), frozenset())
+
+
+def test_golden_options_of_a_block() -> None:
+    """The cheap output goes first, at 1 second for 16 bytes; then the dear one, at 20 for 10."""
+    graph, stages = stages_of_blocks(4)
+    options = block_options(stages, levels=6)
+    assert [len(row) for row in options[:4]] == [0, 2, 2, 2]
+    boundary, dear, cheap = graph.operators[4].inputs[0], graph.operators[4].outputs[0], graph.operators[5].outputs[0]
+    smaller, smallest = options[2]
+    assert stages.saved[2] - {boundary} == {dear, cheap}
+    assert smaller.kept == stages.saved[2] - {cheap}
+    assert smallest.kept == stages.saved[2] - {cheap, dear}
+    assert [o.size.xbar for o in options[2]] == [14, 4]
+    assert [o.size.btime for o in options[2]] == [34.0 + 1.0, 34.0 + 21.0]
+    first = stages.backward[2][0]
+    assert smaller.backward == (5, first, first + 1, first + 2)
+    assert smallest.backward == (4, 5, first, first + 1, first + 2)
+
+
+def test_options_pay_where_a_block_has_a_cheap_part() -> None:
+    """To drop the cheap outputs alone halves the memory for 1 second a block; the paper's program has 23 to pay."""
+    graph = blocks(8)
+    peak_bytes = simulate(graph, Schedule.store_all(graph)).peak_bytes
+    budget_bytes = peak_bytes * 6 // 10
+    without, with_them = (HeterogeneousChain(options=o).solve(graph, budget_bytes).overhead for o in (0, 6))
+    assert with_them * graph.step_seconds <= 7.0
+    assert without * graph.step_seconds >= 60.0
+
+
+def test_equal_blocks_are_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    solved: list[int] = []
+    descent = _Block.descent
+
+    def counted(block: _Block) -> list[frozenset[int]]:
+        solved.append(block.stage)
+        return descent(block)
+
+    monkeypatch.setattr(_Block, "descent", counted)
+    _, stages = stages_of_blocks(30)
+    options = block_options(stages, levels=6)
+    assert len(solved) <= 4  # the first, the last, and one of those between
+    assert len({tuple(o.size for o in row) for row in options[1:-1]}) == 1
+
+
+@pytest.mark.parametrize("features", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+def test_options_are_never_worse(features: Features) -> None:
+    better = 0
+    for seed in range(60):
+        graph = random_graph(seed, 6 + seed % 5, features)
+        if SOLVER.applies_to(graph) is not None:
+            continue
+        peak_bytes = simulate(graph, Schedule.store_all(graph)).peak_bytes
+        for percent in (90, 75, 60):
+            budget_bytes = peak_bytes * percent // 100
+            without, with_them = (HeterogeneousChain(options=o).solve(graph, budget_bytes).overhead for o in (0, 6))
+            assert with_them <= without
+            better += with_them < without
+    assert better > 2
+
+
 def test_options_are_checked() -> None:
+    with pytest.raises(ValueError, match="options is -1; it must not be negative"):
+        HeterogeneousChain(options=-1)
     with pytest.raises(ValueError, match="units is 0; it must be at least 1"):
         HeterogeneousChain(units=0)
