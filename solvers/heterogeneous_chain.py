@@ -26,7 +26,7 @@ from functools import partial
 from typing import ClassVar
 
 from graph_capture.graph import Graph
-from solvers.block_options import block_options
+from solvers.block_options import BlockOption, block_options
 from solvers.chain_cuts import chain_of, no_chain_reason
 from solvers.chain_program import Chain, ChainProgram, Operation
 from solvers.chain_stages import Stages, coarse_cuts
@@ -79,7 +79,7 @@ class HeterogeneousChain(Solver):
         judged: list[Candidate] = []
         trace = [f"{len(stages.forward)} stages, of {len(cuts)} that the graph has"]
         chain, options = stages.chain(), block_options(stages, self.options)
-        variants = [("", chain, ())]
+        variants: list[tuple[str, Chain, tuple[tuple[BlockOption, ...], ...]]] = [("", chain, ())]
         if any(options):
             sizes = tuple(tuple(option.size for option in row) for row in options)
             variants.append(("with options, ", replace(chain, options=sizes), options))
