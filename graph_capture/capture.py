@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from graph_capture.build import Binding, build_graph
-from graph_capture.costs import CostModel, Price, Roofline
+from graph_capture.costs import CostModel, Costs, Price, cost_model
 from graph_capture.devices import DEVICES, Device, device_by_name, device_of_card
 from graph_capture.dynamo import CapturedCall, capture_call
 from graph_capture.eager import eager_peak_bytes
@@ -70,6 +70,7 @@ def capture(
     device: str | Device | None = None,
     gradient_accumulation: bool = True,
     extra_bytes: Mapping[str, int] | None = None,
+    costs: Costs = "roofline",
 ) -> Capture:
     """Capture one training step.
 
@@ -79,6 +80,8 @@ def capture(
     - `loss_fn`: takes the model's result, returns a scalar tensor.
     - `device`: whose speed and allocator are assumed; the one that the parameters are on if it is not given.
     - `extra_bytes`: memory beside the model's, by label (optimizer state, headroom), resident for the whole step.
+    - `costs`: where the operators' seconds come from: a `"roofline"` of the device, each distinct operator
+      `"measured"` on it, or `"flops"` alone.
 
     Raises :class:`CaptureError`.
     """
@@ -86,6 +89,10 @@ def capture(
     _check_trainable(module)
     target = device_by_name(device) if device is not None else device_of(module)
     workspace = workspace_model(target)
+    try:
+        cost = cost_model(costs, target)
+    except ValueError as error:
+        raise CaptureError(str(error)) from error
     mode = fake_mode_of(module, (args, kwargs))
     with _RandomStateKept():
         twin = fake_copy(module, mode)
@@ -95,7 +102,7 @@ def capture(
             loss_call, loss = _loss(call, loss_fn)
             joint = call.joint(loss.outputs)
     resident = resident_bytes(module, args, kwargs) | dict(extra_bytes or {})
-    build = _Build(Roofline(target), workspace, resident, gradient_accumulation, type(module).__name__)
+    build = _Build(cost, workspace, resident, gradient_accumulation, type(module).__name__)
     graph, _ = build(joint)
     bare, _ = bare_graph(joint)
     if loss_call is not None:
@@ -103,7 +110,7 @@ def capture(
     graph = round_allocations(graph, target)
     with _RandomStateKept():
         peak, source = _eager_peak(twin, fake_args, fake_kwargs, loss, loss_fn, mode, workspace, graph)
-    notes = notes_of(graph, loss, workspace)
+    notes = notes_of(graph, loss, workspace, cost)
     return Capture(graph, bare.fingerprint, bare.structure_fingerprint, loss, peak, source, target, args, kwargs, notes)
 
 
@@ -274,9 +281,14 @@ def _eager_peak(
     return above + graph.resident_total_bytes, "one eager step on fake tensors"
 
 
-def notes_of(graph: Graph, loss: LossChoice, workspace: WorkspaceModel) -> tuple[str, ...]:
-    """What the user should know: the loss, workspace that was declared, operators that were priced by bytes."""
+def notes_of(
+    graph: Graph, loss: LossChoice, workspace: WorkspaceModel, cost: CostModel | None = None
+) -> tuple[str, ...]:
+    """What the user should know: the loss, what was declared or estimated, operators that were priced by bytes."""
     notes = [loss.note] if loss.note else []
+    if cost is not None and (estimated := cost.estimated):
+        names = ", ".join(sorted(estimated))
+        notes.append(f"seconds are estimated, since they are too large or not safe to try alone, for {names}")
     if isinstance(workspace, MeasuredWorkspace) and workspace.declared:
         notes.append(
             "workspace is a declared bound, since they are too large or not safe to try alone, for "

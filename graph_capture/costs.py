@@ -2,7 +2,8 @@
 
 Cost models sit behind one small interface, :class:`CostModel`. `Roofline` prices an operator at the larger of its
 arithmetic and its memory traffic on a named device (Williams, Waterman and Patterson, "Roofline", CACM 2009), plus the
-time of a launch. `FlopCount` is the classic count, for comparison with papers that know nothing else.
+time of a launch. `FlopCount` is the classic count, for comparison with papers that know nothing else. What the device
+at hand really takes is measured by :class:`graph_capture.measured.Measured`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import abc
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import fx
 
-from graph_capture.devices import Device
+from graph_capture.devices import Device, device_of_card
 from graph_capture.flops import flops_of
 from graph_capture.joint import tensors_of
 
 PricedBy = Literal["flops", "bytes"]
+Costs = Literal["roofline", "measured", "flops"]
+"""The cost models by name, as `plan(..., costs=...)` takes them."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,11 @@ class CostModel(abc.ABC):
     @abc.abstractmethod
     def price(self, node: fx.Node) -> Price:
         """Seconds and FLOPs of one execution of `node`, whose inputs and outputs are fake tensors."""
+
+    @property
+    def estimated(self) -> frozenset[str]:
+        """The operators whose seconds were to be measured, and could not be."""
+        return frozenset()
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,32 @@ class FlopCount(CostModel):
         return Price(
             float(flops if flops is not None else bytes_moved(node)), flops or 0, "bytes" if flops is None else "flops"
         )
+
+
+def cost_model(costs: Costs, device: Device) -> CostModel:
+    """The cost model of that name for a device; raises `ValueError` if there is none, or the device is not here."""
+    if costs == "roofline":
+        return Roofline(device)
+    if costs == "flops":
+        return FlopCount()
+    if costs != "measured":
+        raise ValueError(f"costs is {costs!r}; it must be 'roofline', 'measured' or 'flops'")
+    from graph_capture.measured import Measured
+
+    return Measured(device, _device_type_here(device))
+
+
+def _device_type_here(device: Device) -> str:
+    """`"cpu"` or `"cuda"`, if it is that device which is at hand."""
+    if not device.memory_bytes:
+        return "cpu"
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(torch.cuda.current_device())
+        if device_of_card(card.name, card.total_memory) == device:
+            return "cuda"
+    raise ValueError(
+        f"costs='measured' needs the device itself, and {device.name} is not here: take costs='roofline', or plan there"
+    )
 
 
 def bytes_moved(node: fx.Node) -> int:

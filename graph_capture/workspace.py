@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import fx
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from graph_capture.allocator import AllocatorTrace
+from graph_capture.calls import TensorSpec, freeze, tensors_in, thaw
 
 OPAQUE = ("rnn", "lstm", "gru")
 """Operators that read state of a library from a tensor; called with zeros they crash the process."""
@@ -65,7 +66,7 @@ class DeclaredWorkspace(WorkspaceModel):
         """Convolutions: input, weight and output once more. Matrix products: the library's workspace."""
         name = str(target)
         if "convolution" in name:
-            return Footprint(sum(t.numel() * t.element_size() for t in _tensors((args, kwargs, result))))
+            return Footprint(sum(t.numel() * t.element_size() for t in tensors_in((args, kwargs, result))))
         return Footprint(self.library_bytes if "mm" in name or "attention" in name else 0)
 
 
@@ -85,8 +86,8 @@ class MeasuredWorkspace(WorkspaceModel):
         """Measured; the fallback's bound for calls that are too large or not safe to try alone."""
         if not isinstance(target, torch._ops.OpOverload) or target._schema.is_mutable:
             return Footprint()
-        tensors = _tensors((args, kwargs, result))
-        if not _tensors(result):
+        tensors = tensors_in((args, kwargs, result))
+        if not tensors_in(result):
             return Footprint()
         if target.namespace != "aten" or any(word in str(target) for word in OPAQUE):
             self.declared.add(str(target))
@@ -95,56 +96,15 @@ class MeasuredWorkspace(WorkspaceModel):
         if too_large or any(t.device.type != "cpu" for t in tensors):
             self.declared.add(str(target))
             return self.fallback.footprint(target, args, kwargs, result)
-        positional, keyword = tree_map(_Spec.of, (tuple(args), dict(kwargs)))
+        positional, keyword = tree_map(TensorSpec.of, (tuple(args), dict(kwargs)))
         try:
-            footprint = _measure(target, _freeze(positional), _freeze(keyword))
+            footprint = _measure(target, freeze(positional), freeze(keyword))
         except RuntimeError:
             # Under autocast some kernels return other dtypes than torch's shape functions say, and then refuse those.
             self.declared.add(str(target))
             return self.fallback.footprint(target, args, kwargs, result)
         self.measured.add(str(target))
         return footprint
-
-
-def _tensors(item: Any) -> list[torch.Tensor]:
-    return [t for t in tree_leaves(item) if isinstance(t, torch.Tensor)]
-
-
-class _Spec(tuple):  # type: ignore[type-arg]
-    """Shape, strides, offset, dtype and storage size of a tensor: all that its kernel's workspace depends on."""
-
-    @staticmethod
-    def of(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            storage = value.untyped_storage().nbytes() // value.element_size()
-            offset = value.storage_offset()
-            return _Spec((tuple(value.shape), value.stride(), offset, value.dtype, storage))
-        return value
-
-    def make(self) -> torch.Tensor:
-        shape, stride, offset, dtype, storage = self
-        # Zeros are valid as indices, probabilities and weights alike.
-        return torch.zeros(storage, dtype=dtype).as_strided(shape, stride, offset)
-
-
-def _freeze(item: Any) -> Any:
-    if isinstance(item, _Spec):
-        return item
-    if isinstance(item, dict):
-        return ("dict", tuple((k, _freeze(v)) for k, v in sorted(item.items())))
-    if isinstance(item, (list, tuple)):
-        return ("list", tuple(_freeze(v) for v in item))
-    return item
-
-
-def _thaw(item: Any) -> Any:
-    if isinstance(item, _Spec):
-        return item.make()
-    if isinstance(item, tuple) and len(item) == 2 and item[0] == "dict":
-        return {k: _thaw(v) for k, v in item[1]}
-    if isinstance(item, tuple) and len(item) == 2 and item[0] == "list":
-        return [_thaw(v) for v in item[1]]
-    return item
 
 
 @functools.lru_cache(maxsize=4096)
@@ -158,12 +118,12 @@ def _measure(target: Any, args: Any, kwargs: Any) -> Footprint:
         torch.no_grad(),
         torch._C._DisableAutocast(),
     ):
-        positional, keyword = _thaw(args), _thaw(kwargs)
+        positional, keyword = thaw(args), thaw(kwargs)
         target(*positional, **keyword)  # the first call may fill caches of the kernel library
         with AllocatorTrace() as trace:
             result = target(*positional, **keyword)
-        given = {t.untyped_storage()._cdata for t in _tensors((positional, keyword))}
-    made = {t.untyped_storage()._cdata: t for t in _tensors(result)}
+        given = {t.untyped_storage()._cdata for t in tensors_in((positional, keyword))}
+    made = {t.untyped_storage()._cdata: t for t in tensors_in(result)}
     nominal = sum(t.numel() * t.element_size() for key, t in made.items() if key not in given)
     retained = max(0, trace.end_bytes - nominal)
     return Footprint(max(0, trace.peak_bytes - trace.end_bytes), retained)

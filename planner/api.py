@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from graph_capture.capture import Capture, capture
+from graph_capture.costs import Costs
 from graph_capture.devices import Device
 from graph_capture.graph import Graph
 from graph_capture.inputs import resolve_inputs
@@ -40,6 +41,7 @@ def plan(
     time_limit_seconds: float | None = None,
     gradient_accumulation: bool = True,
     extra_bytes: Mapping[str, int] | None = None,
+    costs: Costs = "roofline",
     progress: ProgressListener | None = None,
 ) -> Plan:
     """Decide what one training step of `model` keeps and what it recomputes, within a budget in bytes.
@@ -59,6 +61,8 @@ def plan(
     - `gradient_accumulation`: whether the plan must also hold when `.grad` is there from the start. Say `False` if
       every step starts with `zero_grad(set_to_none=True)`: more of the budget is then left for activations.
     - `extra_bytes`: memory beside the step's, by label, such as optimizer state and a headroom for fragmentation.
+    - `costs`: where the operators' seconds come from: a `"roofline"` of the device, each distinct operator `"measured"`
+      on the device at hand (it then runs, on zeros), or `"flops"` alone.
     - `progress`: called with a :class:`~solvers.hints.Progress` now and then while the solver works.
 
     **Returns:**
@@ -80,13 +84,14 @@ def plan(
         device=device,
         gradient_accumulation=gradient_accumulation,
         extra_bytes=extra_bytes,
+        costs=costs,
     )
     assert captured.eager_peak_bytes is not None
     budget_bytes = wanted.resolve(captured.eager_peak_bytes)
     solution = solver.solve(captured.graph, budget_bytes, Hints(progress=progress))
     if solution.schedule is None:
         raise error_for_solution(solution, captured.graph, budget_bytes, captured.eager_peak_bytes)
-    return plan_of(module, captured, wanted, budget_bytes, solution, solver, capture_seconds)
+    return plan_of(module, captured, wanted, budget_bytes, solution, solver, capture_seconds, costs)
 
 
 def capture_with_peak(
@@ -125,6 +130,7 @@ def plan_of(
     solution: Solution,
     solver: Solver,
     capture_seconds: float,
+    costs: Costs = "roofline",
 ) -> Plan:
     """Put a solution and where it comes from into a plan."""
     graph = captured.graph
@@ -167,7 +173,7 @@ def plan_of(
         step_seconds=graph.step_seconds,
         message=solution.message,
         notes=tuple(notes),
-        settings=_settings(captured, solver),
+        settings=_settings(captured, solver) | {"costs": costs},
         schedule=solution.schedule,  # type: ignore[arg-type]
         graph=graph,  # type: ignore[arg-type]
     )

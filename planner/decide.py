@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from graph_capture.build import Binding, build_graph
 from graph_capture.capture import bare_graph, round_allocations, workspace_model
-from graph_capture.costs import Roofline
+from graph_capture.costs import cost_model
 from graph_capture.devices import device_by_name
 from graph_capture.graph import Graph
 from graph_capture.joint import Joint, tensors_of
@@ -116,7 +116,7 @@ class Decider:
         resident |= settings.get("extra_bytes", {})
         graph, _ = build_graph(
             joint,
-            Roofline(device),
+            cost_model(settings.get("costs", "roofline"), device),
             workspace_model(device),
             resident_bytes=resident,
             gradient_accumulation=settings["gradient_accumulation"],

@@ -70,7 +70,8 @@ class Plan(BaseModel):
     - `first_peak_bytes`, `later_peak_bytes`: peaks of a first and of a later micro-batch; `regime` says which binds.
     - `graph`, `schedule`: plain data; :meth:`to_graph` and :meth:`to_schedule` give the objects. The constructor also
       takes the objects themselves.
-    - `settings`: how to plan again after a change: solver and its options, device, gradient accumulation, extra bytes.
+    - `settings`: how to plan again after a change: solver and its options, device, costs, gradient
+      accumulation, extra bytes.
 
     Raises :class:`~planner.errors.InvalidPlanError` if the plan contradicts itself.
     """
