@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,10 +16,11 @@ from tests.solvers.random_graphs import training_chain
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
     path = Path(__file__).parents[2] / "examples" / "benchmarks" / "cost_model.py"
-    spec = importlib.util.spec_from_file_location("cost_model", path)
+    spec = importlib.util.spec_from_file_location("cost_model_benchmark", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look themselves up there
     spec.loader.exec_module(module)
     return module
 
