@@ -140,12 +140,13 @@ def _run(options: argparse.Namespace) -> int:
 
 def _report(error: Exception) -> int:
     from planner.errors import CaptureError, InfeasibleBudgetError, PlannerError
+    from solvers.backends import BackendError
     from solvers.registry import UnknownSolverError
 
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         text = f"{error.filename}: {error.strerror}"
-    elif not isinstance(error, (PlannerError, CaptureError, UnknownSolverError, OSError)):
+    elif not isinstance(error, (PlannerError, CaptureError, BackendError, UnknownSolverError, OSError)):
         text = f"{type(error).__name__}: {text} (--traceback shows where)"
     sys.stderr.write(f"checkpoint-planner: {text}\n")
     return INFEASIBLE if isinstance(error, InfeasibleBudgetError) else ERROR

@@ -52,8 +52,8 @@ class _Line:
 
 
 def line_of(progress: Progress, waited_seconds: float = 0.0) -> str:
-    """One line for an event that came `waited_seconds` ago."""
-    parts = [f"{progress.solver}, {progress.stage}"]
+    """One line for an event that came `waited_seconds` ago; figures first, since a narrow terminal cuts the end off."""
+    parts: list[str] = []
     if math.isfinite(progress.overhead):
         parts.append(f"best {format_fraction(progress.overhead)}")
     parts.append(f"bound {format_fraction(progress.lower_bound)}")
@@ -65,7 +65,7 @@ def line_of(progress: Progress, waited_seconds: float = 0.0) -> str:
         parts.append(f"{seconds:.0f} s so far")
     else:
         parts.append(f"at most {max(0.0, limit - seconds):.0f} s left")
-    return " | ".join(parts) + " (Ctrl-C: take the best so far)"
+    return " | ".join([*parts, "Ctrl-C takes the best", f"{progress.solver}, {progress.stage}"])
 
 
 _Update = Callable[[Callable[[], str]], None]
@@ -100,11 +100,12 @@ def _rich(stream: TextIO) -> Generator[_Update]:
             self.text: Callable[[], str] = lambda: ""
 
         def __rich__(self) -> Spinner:
-            self.spinner.update(text=Text(self.text(), no_wrap=True, overflow="ellipsis"))
+            self.spinner.update(text=Text(self.text()[: console.width - 3]))
             return self.spinner
 
+    console = Console(file=stream)
     ticking = Ticking()
-    with Live(ticking, console=Console(file=stream), refresh_per_second=8, transient=True):
+    with Live(ticking, console=console, refresh_per_second=8, transient=True):
 
         def update(text: Callable[[], str]) -> None:
             ticking.text = text

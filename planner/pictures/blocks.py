@@ -58,7 +58,9 @@ def blocks_of(graph: Graph, schedule: Schedule) -> list[Block]:
     runs: list[tuple[str, list[int]]] = []
     for index, operator in enumerate(graph.operators):
         if operator.phase != "backward":
-            label = block_of(operator.module) or (operator.module.split(".")[0] if operator.module else "")
+            label = block_of(operator.module) or operator.module.split(".")[0]
+            if runs and not operator.module and not any(graph.values[v].size_bytes for v in operator.outputs):
+                label = runs[-1][0]  # a buffer is written: what writes it is no step of the model's own
             if not runs or runs[-1][0] != label:
                 runs.append((label, []))
             runs[-1][1].append(index)

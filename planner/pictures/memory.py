@@ -118,6 +118,13 @@ class _Drawing:
         x, y = self.x((timeline.starts_seconds[position] + timeline.starts_seconds[position + 1]) / 2), self.y(size)
         label = f"{timeline.label}: peak {format_bytes(size)}"
         self.parts.append(tag("circle", cx=x, cy=y, r=3.5, class_=f"f-{class_}", title=label))
+        if len(self.data.timelines) > 2:
+            return  # the curves of two plans lie close to each other, and the page has a key
+        anchor = "start" if x < (self.x.start + self.x.end) / 2 else "end"
+        place = x + (9 if anchor == "start" else -9)
+        name = f"{timeline.label} {format_bytes(size, short=True)}"
+        below = class_ != "store"  # a plan's peak is right under its budget's line
+        self.parts.append(text(place, y + (15 if below else 4), name, class_=f"{class_} halo", anchor=anchor))
 
     def _slices(self) -> None:
         """Invisible columns that say, when pointed at, what runs there; no script is needed."""

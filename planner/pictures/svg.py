@@ -48,7 +48,8 @@ STYLE = """
 svg.picture{display:block;font:12px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
 svg.picture text{fill:var(--ink)} svg.picture text.soft{fill:var(--soft)}
 svg.picture text.small{font-size:11px} svg.picture text.budget{fill:var(--budget)}
-svg.picture text.plan{fill:var(--plan)} svg.picture text.other{fill:var(--other)}
+svg.picture text.store{fill:var(--soft)} svg.picture text.plan{fill:var(--plan)}
+svg.picture text.other{fill:var(--other)}
 svg.picture .grid{stroke:var(--line);stroke-width:1;shape-rendering:crispEdges}
 svg.picture .band{fill:var(--panel)} svg.picture .frame{fill:none;stroke:var(--line)}
 svg.picture .line{fill:none;stroke-width:1.6;stroke-linejoin:round}

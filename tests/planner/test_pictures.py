@@ -83,6 +83,14 @@ def test_blocks_are_drawn_once_and_coloured_by_decision() -> None:
     assert [b.entering for b in blocks] == [{0}, {0}]
 
 
+def test_writing_a_buffer_does_not_cut_a_block_in_two() -> None:
+    graph = chain(2)
+    values = (graph.values[0], dataclasses.replace(graph.values[1], size_bytes=0), *graph.values[2:])
+    write = dataclasses.replace(graph.operators[1], module="")
+    graph = dataclasses.replace(graph, operators=(graph.operators[0], write, *graph.operators[2:]), values=values)
+    assert [(b.label, len(b.cells)) for b in blocks_of(graph, Schedule.store_all(graph))] == [("layers.0", 2)]
+
+
 def test_an_operator_that_must_not_run_twice_has_its_own_colour() -> None:
     graph = chain()
     once = dataclasses.replace(graph.operators[1], recomputable=False, keep_reason="it changes a buffer")

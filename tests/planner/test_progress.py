@@ -24,15 +24,15 @@ EVENT = Progress("snapshot", "round 2: program solved", 4.0, 30.0, 0.1234, 0.12)
 
 def test_the_line_says_where_the_solve_stands() -> None:
     assert line_of(EVENT, 6.0) == (
-        "snapshot, round 2: program solved | best 12.34 % | bound 12.00 % | gap 0.34 % | at most 20 s left "
-        "(Ctrl-C: take the best so far)"
+        "best 12.34 % | bound 12.00 % | gap 0.34 % | at most 20 s left | Ctrl-C takes the best | "
+        "snapshot, round 2: program solved"
     )
 
 
 @pytest.mark.parametrize("limit", [None, math.inf])
 def test_without_a_schedule_and_a_limit(limit: float | None) -> None:
     line = line_of(Progress("checkmate", "searching", 3.0, limit, math.inf, 0.0))
-    assert line.startswith("checkmate, searching | bound 0.00 % | 3 s so far")
+    assert line == "bound 0.00 % | 3 s so far | Ctrl-C takes the best | checkmate, searching"
 
 
 def test_silent_where_nobody_looks() -> None:
@@ -57,7 +57,7 @@ def test_on_a_terminal(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
             assert CAPTURING in stream.getvalue()
         listener(EVENT)
     written = stream.getvalue()
-    assert "snapshot, round 2: program solved" in written
+    assert "best 12.34 % | bound 12.00 %" in written
     assert "\x1b[K" in written or "\x1b[2K" in written  # the line is erased
     assert max(len(line) for line in written.replace("\r", "\n").splitlines()) < 100
 
