@@ -3,20 +3,23 @@
 What it does, in this order:
 
 1. the store-all schedule, if it fits: nothing is recomputed, and no schedule is better;
-2. :class:`~solvers.snapshot.SnapshotRefinement` with all that the chain methods suggest (Chen's segments, revolve, the
-   heterogeneous chain's plans): they are tried while the first program is solved, so that there is an answer within
-   seconds on thousands of operators, and the search goes on from the best of them;
+2. :class:`~solvers.snapshot.SnapshotRefinement` with all that the chain methods suggest (Chen's segments, revolve):
+   they are tried while the first program is solved, so that there is an answer within seconds on thousands of
+   operators, and the search goes on from the best of them;
 3. where that found nothing, :class:`~solvers.chen.ChenGreedy` by itself, whatever the time limit;
 4. on small graphs whose gap stays open, :class:`~solvers.checkmate.Checkmate` with the rest of the time: exact in its
-   class, where memory inside of bursts of recomputation decides, which the relaxation does not see.
+   class, where memory inside of bursts of recomputation decides, which the relaxation does not see;
+5. on graphs without a backward phase (the papers' layered graphs), :class:`~solvers.reordered.Reordered`: there the
+   order of first executions is free, and worth more than recomputation.
 
 The cheapest schedule that the simulator accepts wins; `schedule_by` and `bound_by` say whose it is and whose the bound
 is. Ask :meth:`Auto.select` what it would rely on, and why.
 
-*Search class*: the union of these, all of them inside of the ordered class. *Bound*: the one of snapshot refinement,
-a relaxation of the ordered class; the bounds of the others speak of their own, narrower classes and are not used. A
-larger budget admits every schedule of a smaller one, so overheads fall with the budget but for at most the gap; nothing
-is remembered from one solve to the next (:func:`solvers.pareto.curve` does remember, and is monotone).
+*Search class*: the union of these, all but the last inside of the ordered class. *Bound*: the one of snapshot
+refinement, a relaxation of the ordered class; the bounds of the others speak of their own, narrower classes and are not
+used. Where another order wins, the bound is what holds for every order, and `bound_scope` says so. A larger budget
+admits every schedule of a smaller one, so overheads fall with the budget but for at most the gap; nothing is remembered
+from one solve to the next (:func:`solvers.pareto.curve` does remember, and is monotone).
 """
 
 from __future__ import annotations
@@ -38,6 +41,9 @@ from solvers.store_all import StoreAll
 
 CHECKMATE_OPERATORS, CHECKMATE_SHARE, CHECKMATE_NODES = 120, 0.3, 2_000
 """Up to so many operators Checkmate gets this share of the time, or so many branch-and-bound nodes of a work limit."""
+
+OTHER_ORDERS_SHARE = 0.5
+"""Share of the time for other orders of first executions, on graphs without a backward phase."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,14 @@ class Auto(Solver):
         if solution.schedule is None:
             solution = _better(solution, ChenGreedy().solve(graph, budget_bytes))
         solution = self._ask_checkmate(graph, budget_bytes, solution, started)
+        solution = self._ask_other_orders(graph, budget_bytes, solution, started)
         return self._said(solution, solver, reason, time.monotonic() - started)
 
     def _refinement(self, graph: Graph) -> Solver:
         from solvers.snapshot import SnapshotRefinement  # late: it brings compiled code with it
 
         share = 1.0 - CHECKMATE_SHARE if len(graph) <= CHECKMATE_OPERATORS else 1.0
+        share *= 1.0 - OTHER_ORDERS_SHARE if _one_phase(graph) else 1.0
         return SnapshotRefinement(
             time_limit_seconds=share * self.time_limit_seconds,
             gap=self.gap,
@@ -113,10 +121,33 @@ class Auto(Solver):
         other = Checkmate(time_limit_seconds=rest, node_limit=nodes, seed=self.seed).solve(graph, budget_bytes)
         return _better(found, other)
 
+    def _ask_other_orders(self, graph: Graph, budget_bytes: int, found: Solution, started: float) -> Solution:
+        """On graphs without a backward phase: `found`, or a cheaper schedule in another order of first executions.
+
+        The bound of the captured order says nothing about that one, so what is published then is what holds for every
+        order.
+        """
+        if not _one_phase(graph) or found.overhead == 0.0:
+            return found
+        rest = self.time_limit_seconds - (time.monotonic() - started)
+        floor_bytes, _ = memory_floor(graph)
+        if rest <= 0.0 or budget_bytes < floor_bytes:
+            return found
+        from solvers.reordered import Reordered
+
+        solver = Reordered(time_limit_seconds=rest, gap=self.gap, seed=self.seed, work_limit=self.work_limit)
+        known = (found.schedule,) if found.schedule is not None else ()
+        other = solver.solve(graph, budget_bytes, Hints(schedules=known))
+        if other.schedule is None or other.overhead >= found.overhead:
+            return _better(found, dataclasses.replace(other, schedule=None))
+        trace = (*found.trace, *(f"{other.solver}: {line}" for line in other.trace))
+        return dataclasses.replace(other, schedule_by=other.solver, bound_by=other.solver, trace=trace)
+
     def _said(self, solution: Solution, solver: Solver, reason: str, seconds: float) -> Solution:
         """The solution as this solver's own, which says who gave what."""
         schedule_by = solution.schedule_by or solver.name
-        bound_by = f"{solver.name} ({solution.bound_by})" if solution.bound_by else solver.name
+        own = solution.solver == solver.name  # else another solver's solution stands for itself
+        bound_by = f"{solver.name} ({solution.bound_by})" if solution.bound_by and own else solution.solver
         parts = [reason, f"schedule by {schedule_by}, bound by {bound_by}"] if solution.schedule else []
         parts += [solution.message] if solution.message and solution.message not in parts else []
         return dataclasses.replace(
@@ -128,6 +159,10 @@ class Auto(Solver):
             schedule_by=schedule_by,
             bound_by=bound_by,
         )
+
+
+def _one_phase(graph: Graph) -> bool:
+    return len(graph) > 0 and all(operator.phase == "forward" for operator in graph.operators)
 
 
 def _better(found: Solution, other: Solution) -> Solution:

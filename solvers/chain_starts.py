@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from graph_capture.graph import Graph
-from solvers.chain_cuts import chain_of, segment_order
+from solvers.chain_cuts import Chain, chain_of, segment_order
 from solvers.chen import ChenGreedy, ChenSqrt, equal_segments, greedy_segments
 from solvers.hints import Suggestion
 from solvers.revolve import ChainSteps, Revolve
@@ -33,7 +33,29 @@ def chain_suggestions(graph: Graph) -> Iterator[Suggestion]:
         if boundaries not in seen:
             seen.add(boundaries)
             yield Suggestion(ChenGreedy.name, segment_order(graph, boundaries))
+    for i in reversed(range(THRESHOLDS)):
+        boundaries = tapered_segments(graph, chain, least * (max(total, 1) / least) ** (i / (THRESHOLDS - 1)))
+        if boundaries not in seen:
+            seen.add(boundaries)
+            yield Suggestion(ChenGreedy.name, segment_order(graph, boundaries))
     steps = ChainSteps.of(graph, chain)
     slots = list(Revolve(most_repetitions=4).slots(len(chain)))
     for count in slots[:: max(1, len(slots) // MOST_REVOLVE_ORDERS)]:
         yield Suggestion(Revolve.name, steps.order(count))
+
+
+def tapered_segments(graph: Graph, chain: Chain, threshold_bytes: float) -> tuple[int, ...]:
+    """Segments whose own bytes and those of the boundaries kept before them stay below one threshold.
+
+    The backward of the last segment finds all boundaries in memory, that of the first one none: so segments may be the
+    larger the earlier they come, which levels the peaks that equal segments leave uneven.
+    """
+    boundaries: list[int] = []
+    made, kept = 0, 0
+    for cut, step_bytes in zip(chain.cuts, chain.step_bytes, strict=False):
+        made += step_bytes
+        if made + kept > threshold_bytes:
+            boundaries.append(cut)
+            kept += sum(graph.values[v].size_bytes for v in graph.operators[cut].outputs)
+            made = 0
+    return tuple(boundaries)

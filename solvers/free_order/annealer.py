@@ -71,8 +71,9 @@ class Walked:
 class FreeOrderAnnealer:
     """Walks of one graph. Sequences must have their first runs in a legal order (:mod:`solvers.precedence`)."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, captured_order: bool = False) -> None:
+        """With `captured_order` the walks keep captured first executions: they stay in the ordered class."""
+        self.graph, self.captured_order = graph, captured_order
         self._moves_per_second = 5e4
 
     def lower_peak(self, order: Sequence[int], target_bytes: int, *, seed: int, effort: Effort) -> Walked:
@@ -139,7 +140,7 @@ class FreeOrderAnnealer:
         return int(peak_of(self._state(order).top))
 
     def _state(self, order: Sequence[int]) -> State:
-        self.problem = problem_of(self.graph, lengths_of(self.graph, order))
+        self.problem = problem_of(self.graph, lengths_of(self.graph, order), self.captured_order)
         return state_of(self.graph, self.problem, order)
 
     def _walk(
@@ -167,7 +168,19 @@ class FreeOrderAnnealer:
             price = cooling.first_price * (cooling.last_price / cooling.first_price) ** share
             chunk_began = time.monotonic()
             best_energy = float(
-                walk(self.problem, state, rng, best, best_energy, budget_bytes, price, temperature, chunk, recompute)
+                walk(
+                    self.problem,
+                    state,
+                    rng,
+                    best,
+                    best_energy,
+                    budget_bytes,
+                    price,
+                    temperature,
+                    chunk,
+                    recompute,
+                    self.captured_order,
+                )
             )
             done += chunk
             now = time.monotonic()

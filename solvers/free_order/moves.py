@@ -141,10 +141,18 @@ def _remove(t: Problem, rng: np.ndarray, s: State, log: np.ndarray, n: int) -> i
 
 
 @njit(cache=True)
-def _rotate(t: Problem, rng: np.ndarray, s: State, log: np.ndarray, n: int) -> int:
-    """Rotate: move a random run, mostly a short way."""
-    p = _random_run(rng, s)
-    o = s.slots[OPERATOR, p]
+def _rotate(t: Problem, rng: np.ndarray, s: State, repeated_only: bool, log: np.ndarray, n: int) -> int:
+    """Rotate: move a random run, mostly a short way; with `repeated_only` one that is not the first of its operator."""
+    if repeated_only:
+        if s.repeated[0] == 0:
+            return n
+        o = s.runs[REPEATED, random_below(rng, s.repeated[0])]
+        p = s.slots[FOLLOWING, s.runs[HEAD, o]]
+        for _ in range(random_below(rng, s.runs[COUNT, o] - 1)):
+            p = s.slots[FOLLOWING, p]
+    else:
+        p = _random_run(rng, s)
+        o = s.slots[OPERATOR, p]
     if t.operators[PROGRAM, o] == 1:
         return n
     low, limit = window(t, s, o)
@@ -178,10 +186,10 @@ def _forward_ends_with_a_replay(t: Problem, s: State) -> bool:
 
 
 @njit(cache=True)
-def _propose(t: Problem, rng: np.ndarray, s: State, recompute: bool, log: np.ndarray) -> int:
+def _propose(t: Problem, rng: np.ndarray, s: State, recompute: bool, captured: bool, log: np.ndarray) -> int:
     """Carry one random move out; returns the number of its steps, 0 if it is impossible."""
     if not recompute:
-        return _rotate(t, rng, s, log, 0)
+        return _rotate(t, rng, s, False, log, 0)
     u = random_unit(rng)
     if u < 0.3:
         n = _recompute_chain(t, rng, s, log, 0)
@@ -196,7 +204,7 @@ def _propose(t: Problem, rng: np.ndarray, s: State, recompute: bool, log: np.nda
             if n == before:
                 break
         return n
-    return _rotate(t, rng, s, log, 0)
+    return _rotate(t, rng, s, captured, log, 0)
 
 
 @njit(cache=True)
@@ -211,18 +219,19 @@ def walk(
     temperature: float,
     moves: int,
     recompute: bool,
+    captured: bool,
 ) -> float:
     """`moves` Metropolis moves at one temperature.
 
     The energy is the recomputed percent + price · (peak − budget) / budget where the peak is above. `best` gets the
     slots of the cheapest sequence within the budget; without `recompute` of the smallest peak. Returns the percent of
-    `best`, or its peak in bytes.
+    `best`, or its peak in bytes. `captured`: first executions keep captured order, so only repeated ones are rotated.
     """
     log = np.empty((MAX_STEPS, 2), np.int64)
     per_byte = price / max(1, budget)
     energy = s.cost[0] + per_byte * max(0, peak_of(s.top) - budget)
     for _ in range(moves):
-        n = _propose(t, rng, s, recompute, log)
+        n = _propose(t, rng, s, recompute, captured, log)
         if n == 0:
             continue
         if _forward_ends_with_a_replay(t, s):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,11 @@ SPARE_SLOTS = 16
 """Empty slots of a program beyond one for each execution."""
 
 
-def problem_of(graph: Graph, lengths: Sequence[int]) -> Problem:
-    """The tables of `graph`; the slots of each program hold twice as many executions as `lengths` says."""
+def problem_of(graph: Graph, lengths: Sequence[int], captured_order: bool = False) -> Problem:
+    """The tables of `graph`; the slots of each program hold twice as many executions as `lengths` says.
+
+    With `captured_order` first executions keep captured order: the walks then stay in the ordered class.
+    """
     import numpy as np
 
     from solvers.free_order.kernel import Problem
@@ -30,7 +34,8 @@ def problem_of(graph: Graph, lengths: Sequence[int]) -> Problem:
         starts.append(starts[-1] + length + more)
     before: list[list[int]] = [[] for _ in operators]
     after: list[list[int]] = [[] for _ in operators]
-    for earlier, later in sorted(set(kept_orders(graph))):
+    pairs = itertools.pairwise(range(len(operators))) if captured_order else sorted(set(kept_orders(graph)))
+    for earlier, later in pairs:
         before[later].append(earlier)
         after[earlier].append(later)
     lives = _fixed_lives(graph)

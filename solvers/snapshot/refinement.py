@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
 from graph_capture.graph import Graph
 from solvers.hints import NO_HINTS, Hints
@@ -58,7 +59,7 @@ class SnapshotRefinement(Solver):
     work_limit: int | None = None
     engines: tuple[str, ...] = ("HIGHS",)
 
-    name = "snapshot refinement"
+    name: ClassVar[str] = "snapshot"
 
     def solve(self, graph: Graph, budget_bytes: int, hints: Hints = NO_HINTS) -> Solution:
         """See :meth:`solvers.solution.Solver.solve`."""

@@ -14,7 +14,7 @@ from graph_capture.graph import Graph
 from solvers.hints import Hints, Progress
 from solvers.schedule import Schedule, outside_loss
 from solvers.simulator import Simulation, simulate
-from solvers.snapshot.anneal import Annealed, Annealer, Cooling
+from solvers.snapshot.anneal import Annealer, Cooling
 from solvers.snapshot.engine import Answer, EnginePool, Limits, Outcome
 from solvers.snapshot.lift import lift
 from solvers.snapshot.project import project
@@ -22,6 +22,7 @@ from solvers.snapshot.reduction import Reduction
 from solvers.snapshot.relaxation import PERCENT, Relaxation, build
 
 if TYPE_CHECKING:
+    from solvers.free_order.annealer import FreeOrderAnnealer
     from solvers.snapshot.refinement import SnapshotRefinement
 
 BOUND_MARGIN_PERCENT = 1e-4
@@ -47,14 +48,13 @@ MILP was stopped by its limit, only a very small excess is worth another one."""
 SURCHARGE_STEP = 3e-4
 """Least surcharge, as a fraction of the budget: less than a value's size would change nothing."""
 
-NODES_PER_ROUND, MOVES_PER_ROUND = 500, 20_000
+NODES_PER_ROUND, MOVES_PER_ROUND, POLISH_MOVES_PER_ROUND = 500, 20_000, 100_000
 """Deterministic work of one round under a `work_limit`."""
 
 FLOOR_FACTORS = (1.0, 1.03, 1.1, 1.25, 1.5)
 """Multiples of the largest budget known to be impossible at which a schedule is looked for."""
 
 MENDING = Cooling()
-POLISHING = Cooling(first_temperature=0.1, first_price=100.0, last_price=1000.0)
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,7 @@ class Search:
         self.instants = {0, max(range(start, len(profile)), key=profile.__getitem__)}
         self.rows: set[int] | None = set() if len(self.graph) > ALL_ROWS_LIMIT else None
         self.annealer = Annealer(self.graph) if find_spec("numba") else None
+        self.walker: FreeOrderAnnealer | None = None
         self.unmended: list[int] | None = None  # the last lifted sequence that did not fit, but not by far
         self.near_miss = NearMiss(math.inf, math.inf, [])
         self.lower_bound = PERCENT * self.hints.lower_bound
@@ -205,10 +206,12 @@ class Search:
         if self.options.work_limit is not None:
             return
         self.consider_suggestions(stop=self.pool.answered)
-        start, cooling = (self.unmended, MENDING) if self.unmended is not None else (self.best, POLISHING)
-        if start is not None:
-            self.unmended = None
-            self.anneal(start, cooling, min(0.12 * self.options.time_limit_seconds, most_seconds), in_between=True)
+        seconds = min(0.12 * self.options.time_limit_seconds, most_seconds)
+        if self.unmended is not None:
+            start, self.unmended = self.unmended, None
+            self.mend(start, seconds, in_between=True)
+        elif self.best is not None:
+            self.polish(seconds, in_between=True)
 
     def lifted(self, relaxation: Relaxation, answer: Answer) -> list[int]:
         """The better of the two lifts of a point: the cheaper one of those that fit, else the one with less excess."""
@@ -235,7 +238,7 @@ class Search:
         if ratio > 1.0 and not self.closed() and (ratio < MENDABLE or self.rounds > 4):
             self.unmended = order
             if ratio < REPAIRABLE or self.best is None:
-                self.anneal(order, MENDING, max(1.0, 0.12 * self.options.time_limit_seconds))
+                self.mend(order, max(1.0, 0.12 * self.options.time_limit_seconds))
         return over
 
     def repair(self, over: dict[int, int]) -> None:
@@ -274,7 +277,7 @@ class Search:
             self.log(f"{count} suggestions tried")
         miss, self.near_miss = self.near_miss, NearMiss(math.inf, math.inf, [])
         if miss.ratio < MENDABLE and not self.reached_by(miss.percent) and not self.closed():
-            self.anneal(miss.order, MENDING, max(1.0, 0.12 * self.options.time_limit_seconds))
+            self.mend(miss.order, max(1.0, 0.12 * self.options.time_limit_seconds))
 
     def reached_by(self, percent: float) -> bool:
         """Whether the best schedule is at least as cheap as that, but for the gap asked for."""
@@ -306,8 +309,11 @@ class Search:
             self.best_by = by
         return simulation
 
-    def anneal(self, order: list[int], cooling: Cooling, seconds: float, in_between: bool = False) -> None:
-        """Anneal until the gap is closed or the time is over; `in_between`, also until an engine answers."""
+    def mend(self, order: list[int], seconds: float, in_between: bool = False) -> None:
+        """Anneal a sequence that does not fit until the gap is closed or the time is over.
+
+        `in_between`: also only until an engine answers.
+        """
         seconds = min(seconds, self.remaining_seconds())
         if self.annealer is None or seconds <= 0.0:
             return
@@ -315,23 +321,42 @@ class Search:
             order,
             self.budget_bytes,
             seed=self.options.seed + self.rounds,
-            cooling=cooling,
+            cooling=MENDING,
             seconds=seconds,
             moves=MOVES_PER_ROUND if self.options.work_limit is not None else None,
-            stop=lambda percent: (
-                self.reached(percent) or self.remaining_seconds() <= 0.0 or (in_between and self.pool.answered())
-            ),
+            stop=lambda percent: self.enough(percent, in_between),
         )
-        self.take(result)
-        self.log(f"annealed: {result.percent:.3f} % after {result.moves} moves")
-
-    def take(self, result: Annealed) -> None:
-        """Polish and judge what annealing has found."""
-        assert self.annealer is not None
         if result.best is None:
             self.consider(result.last, "annealing")
         else:
             self.consider(self.annealer.polish(result.best, self.budget_bytes), "annealing")
+        self.log(f"mended: {result.percent:.3f} % after {result.moves} moves")
+
+    def polish(self, seconds: float, in_between: bool = False) -> None:
+        """Walk from the best sequence, which fits, by moves that cost the logarithm of its length."""
+        seconds = min(seconds, self.remaining_seconds())
+        if self.annealer is None or self.best is None or seconds <= 0.0:
+            return
+        from solvers.free_order.annealer import POLISH, Effort, FreeOrderAnnealer, warm_up
+
+        warm_up()
+        self.walker = self.walker or FreeOrderAnnealer(self.graph, captured_order=True)
+        moves = POLISH_MOVES_PER_ROUND if self.options.work_limit is not None else None
+        walked = self.walker.anneal(
+            self.walker.reduce(self.best, self.budget_bytes),
+            self.budget_bytes,
+            seed=self.options.seed + self.rounds,
+            effort=Effort(seconds if moves is None else max(0.1, self.remaining_seconds()), moves),
+            cooling=POLISH,
+            stop=lambda percent: self.enough(percent, in_between),
+        )
+        if walked.best is not None:
+            self.consider(self.walker.reduce(walked.best, self.budget_bytes), "annealing")
+        self.log(f"polished: {self.best_percent:.3f} % after {walked.moves} moves")
+
+    def enough(self, percent: float, in_between: bool) -> bool:
+        """Whether a walk whose best has so many percent may end."""
+        return self.reached(percent) or self.remaining_seconds() <= 0.0 or (in_between and self.pool.answered())
 
     def refine(self, over: dict[int, int], answer: Answer) -> bool:
         """Add the worst positions, apart from each other, as instants, and rows at local maxima."""
@@ -355,7 +380,7 @@ class Search:
         """Nothing new to ask: a tighter MILP next time, and the schedule at hand is annealed once more."""
         self.relative_gap = max(self.relative_gap / 2, 1e-5)
         if self.best is not None and not self.exhausted():
-            self.anneal(self.best, POLISHING, max(1.0, 0.2 * self.options.time_limit_seconds))
+            self.polish(max(1.0, 0.2 * self.options.time_limit_seconds))
 
     # ---------------------------------------------------------------- infeasible budgets
 

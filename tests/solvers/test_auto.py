@@ -57,8 +57,8 @@ def test_says_whose_the_schedule_and_the_bound_are() -> None:
     assert solution.solver == "auto"
     assert solution.search_class is SearchClass.MIXED
     assert solution.schedule_by
-    assert solution.bound_by == "snapshot refinement (relaxation)"
-    assert f"schedule by {solution.schedule_by}, bound by snapshot refinement" in solution.message
+    assert solution.bound_by == "snapshot (relaxation)"
+    assert f"schedule by {solution.schedule_by}, bound by snapshot" in solution.message
     assert "captured order" in solution.bound_scope
 
 
@@ -68,9 +68,7 @@ def test_segments_are_the_safety_net(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def nothing(self: SnapshotRefinement, graph: object, budget_bytes: int, hints: object = None) -> solvers.Solution:
         found = StoreAll().solve(GRAPH, 0)
-        return dataclasses.replace(
-            found, solver="snapshot refinement", status=Status.UNKNOWN, lower_bound=0.05, overhead=math.inf
-        )
+        return dataclasses.replace(found, solver="snapshot", status=Status.UNKNOWN, lower_bound=0.05, overhead=math.inf)
 
     monkeypatch.setattr(SnapshotRefinement, "solve", nothing)
     monkeypatch.setattr(Checkmate, "solve", nothing)
@@ -78,7 +76,7 @@ def test_segments_are_the_safety_net(monkeypatch: pytest.MonkeyPatch) -> None:
     assert solution.schedule is not None
     assert solution.status is Status.FEASIBLE
     assert solution.lower_bound == 0.05
-    assert "schedule by chen-greedy, bound by snapshot refinement" in solution.message
+    assert "schedule by chen-greedy, bound by snapshot" in solution.message
 
 
 def test_import_is_light() -> None:

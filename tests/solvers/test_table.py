@@ -147,7 +147,7 @@ def test_below_the_floor(row: Row) -> None:
     assert solution.lower_bound == math.inf
     assert solution.smallest_known_budget_bytes is not None
     assert floor_bytes <= solution.smallest_known_budget_bytes
-    if row.solver.name != "snapshot refinement" and not isinstance(row.solver, Auto):
+    if row.solver.name != "snapshot" and not isinstance(row.solver, Auto):
         assert solution.floor_operator == operator
 
 
