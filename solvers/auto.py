@@ -3,9 +3,9 @@
 What it does, in this order:
 
 1. the store-all schedule, if it fits: nothing is recomputed, and no schedule is better;
-2. :class:`~solvers.snapshot.SnapshotRefinement` with all that the chain methods suggest (Chen's segments, revolve):
-   they are tried while the first program is solved, so that there is an answer within seconds on thousands of
-   operators, and the search goes on from the best of them;
+2. :class:`~solvers.snapshot.SnapshotRefinement` with all that the chain methods suggest (Chen's segments, the
+   heterogeneous chain with options, revolve): they are tried while the first program is solved, so that there is an
+   answer within seconds on thousands of operators, and the search goes on from the best of them;
 3. where that found nothing, :class:`~solvers.chen.ChenGreedy` by itself, whatever the time limit;
 4. on small graphs whose gap stays open, :class:`~solvers.checkmate.Checkmate` with the rest of the time: exact in its
    class, where memory inside of bursts of recomputation decides, which the relaxation does not see;

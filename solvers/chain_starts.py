@@ -1,4 +1,4 @@
-"""Orders of the classic chain methods, as places to start a search from: Chen's segments, and revolve's few slots.
+"""Orders of the classic chain methods, as places to start a search from: Chen's segments, rotor's plans, revolve's.
 
 Each is built in milliseconds and judged by whoever asks. Loose budgets are met by few segments, tight ones by many or
 by running steps again several times; the orders come from loose to tight, so that the first that fits is among the
@@ -12,11 +12,15 @@ from collections.abc import Iterator
 from graph_capture.graph import Graph
 from solvers.chain_cuts import Chain, chain_of, segment_order
 from solvers.chen import ChenGreedy, ChenSqrt, equal_segments, greedy_segments
+from solvers.heterogeneous_chain import HeterogeneousChain
 from solvers.hints import Suggestion
 from solvers.revolve import ChainSteps, Revolve
 
 THRESHOLDS = 32
 MOST_REVOLVE_ORDERS = 40
+
+ROTOR_UNITS, MOST_STAGES = 150, 160
+"""The heterogeneous chain's programme is asked with coarse memory, and on chains of up to so many stages."""
 
 
 def chain_suggestions(graph: Graph) -> Iterator[Suggestion]:
@@ -38,6 +42,10 @@ def chain_suggestions(graph: Graph) -> Iterator[Suggestion]:
         if boundaries not in seen:
             seen.add(boundaries)
             yield Suggestion(ChenGreedy.name, segment_order(graph, boundaries))
+    if len(chain) <= MOST_STAGES:
+        rotor = HeterogeneousChain(units=ROTOR_UNITS)
+        for order in rotor.orders(graph):
+            yield Suggestion(rotor.name, order)
     steps = ChainSteps.of(graph, chain)
     slots = list(Revolve(most_repetitions=4).slots(len(chain)))
     for count in slots[:: max(1, len(slots) // MOST_REVOLVE_ORDERS)]:

@@ -5,9 +5,8 @@ and the reference, :mod:`solvers.chain_stages` makes a chain of a joint graph an
 
 The programme's memory is that of a chain, in units; the simulator's is that of the graph, in bytes. So the budget of
 the programme is a mere parameter here: one table holds the optimal plans for all of them, and the simulator picks the
-cheapest that fits. Where there are few plans all are judged; where there are many, the largest one that fits is found
-by bisection (need grows with the parameter, nearly) and the plans around it are judged as well. Every plan is tried in
-two forms: as it is, and with the outputs of a stage held until its backward where the paper makes them once more.
+cheapest that fits. Every plan is tried in two forms: as it is, and with the outputs of a stage held until its backward
+where the paper makes them once more.
 
 *Options* (:mod:`solvers.block_options`, as Rockmate has them): a stage may keep a part of what its backward reads, and
 make the rest within its backward. The plans of the programme without options are judged as well, in the same way, so
@@ -20,9 +19,8 @@ U-Net) is kept throughout. A graph without a cut or a backward phase is refused 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar
 
 from graph_capture.graph import Graph
@@ -33,7 +31,7 @@ from solvers.chain_stages import Stages, coarse_cuts
 from solvers.hints import NO_HINTS, Hints
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver
-from solvers.verdict import Candidate, Verdict, judge
+from solvers.verdict import Verdict, judge, judge_best
 
 
 @dataclass(frozen=True)
@@ -44,18 +42,16 @@ class HeterogeneousChain(Solver):
 
     - `units`: into how many units the memory of the store-all step is divided.
     - `max_stages`: a longer chain is made coarser; table and time grow with its square and cube.
-    - `tries`: how many plans are judged in each form.
     - `options`: how many options a stage has beside the paper's own, which keeps all that its backward reads.
     """
 
     units: int = 500
     max_stages: int = 128
-    tries: int = 48
     options: int = 6
     name: ClassVar[str] = "heterogeneous-chain"
 
     def __post_init__(self) -> None:
-        for field in ("units", "max_stages", "tries"):
+        for field in ("units", "max_stages"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be at least 1")
         if self.options < 0:
@@ -75,27 +71,30 @@ class HeterogeneousChain(Solver):
         cuts = chain_of(graph)
         if store_all.peak_bytes <= budget_bytes or verdict.below_floor or cuts is None:
             return verdict.conclude([store_all])
+        orders = list(self.orders(graph))
+        trace = (f"{len(orders)} optimal plans of {min(len(cuts), self.max_stages)} stages",)
+        return verdict.conclude([store_all, *judge_best(graph, orders, budget_bytes)], trace=trace)
+
+    def orders(self, graph: Graph) -> Iterator[tuple[int, ...]]:
+        """The executions of every optimal plan, in each form, once each; nothing where the graph is no chain."""
+        cuts = chain_of(graph)
+        if cuts is None:
+            return
         stages = Stages.of(graph, coarse_cuts(cuts, self.max_stages), cuts.long_lived)
-        judged: list[Candidate] = []
-        trace = [f"{len(stages.forward)} stages, of {len(cuts)} that the graph has"]
         chain, options = stages.chain(), block_options(stages, self.options)
-        variants: list[tuple[str, Chain, tuple[tuple[BlockOption, ...], ...]]] = [("", chain, ())]
+        variants: list[tuple[Chain, tuple[tuple[BlockOption, ...], ...]]] = [(chain, ())]
         if any(options):
             sizes = tuple(tuple(option.size for option in row) for row in options)
-            variants.append(("with options, ", replace(chain, options=sizes), options))
-        for name, variant, available in variants:
+            variants.append((replace(chain, options=sizes), options))
+        seen: set[tuple[int, ...]] = set()
+        for variant, available in variants:
             plans = list(_plans(variant, self.units))
             for hold in (False, True):
-                orders = (tuple(stages.order(p, hold_outputs=hold, options=available)) for p in plans)
-                distinct = list(dict.fromkeys(orders))
-                found = _judge_around(distinct, partial(_judge, graph), budget_bytes, self.tries)
-                judged += found
-                trace.append(f"{name}hold_outputs={hold}: {len(distinct)} optimal plans, {len(found)} judged")
-        return verdict.conclude([store_all, *judged], trace=tuple(trace))
-
-
-def _judge(graph: Graph, order: tuple[int, ...]) -> Candidate:
-    return judge(graph, Schedule.from_order(graph, order))
+                for plan in plans:
+                    order = tuple(stages.order(plan, hold_outputs=hold, options=available))
+                    if order not in seen:
+                        seen.add(order)
+                        yield order
 
 
 def _plans(chain: Chain, units: int) -> Iterator[list[Operation]]:
@@ -109,25 +108,3 @@ def _plans(chain: Chain, units: int) -> Iterator[list[Operation]]:
         if plan is not None:
             seconds = found
             yield plan
-
-
-def _judge_around(
-    orders: list[tuple[int, ...]], judge_order: Callable[[tuple[int, ...]], Candidate], budget_bytes: int, tries: int
-) -> list[Candidate]:
-    """Judge up to `tries` of the plans: all, or those that bisection meets and those around the one that it finds."""
-    judged: dict[int, Candidate] = {}
-
-    def fits(i: int) -> bool:
-        if i not in judged:
-            judged[i] = judge_order(orders[i])
-        return judged[i].peak_bytes <= budget_bytes
-
-    low, high = 0, len(orders) - 1
-    while low < high and len(orders) > tries:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    for i in sorted(range(len(orders)), key=lambda i: abs(i - low)):
-        if len(judged) >= tries:
-            break
-        fits(i)
-    return [judged[i] for i in sorted(judged)]

@@ -17,8 +17,8 @@ from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver, Status, memory_floor, overhead_of
 
 EVERY_SCHEDULE = "every schedule, in whatever order"
-COUNTED_OPERATORS = 300
-"""Graphs of so many operators have their orders counted in compiled code before a few are judged."""
+COUNTED_EXECUTIONS = 2_000
+"""From so many executions in all on, orders are counted in compiled code before a few are judged."""
 
 TOLERANCE = 1e-6
 """Overhead and bound that differ by no more than this fraction of the step count as equal."""
@@ -41,11 +41,12 @@ def judge(graph: Graph, schedule: Schedule) -> Candidate:
 def judge_best(graph: Graph, orders: Iterable[Sequence[int]], budget_bytes: int) -> list[Candidate]:
     """Judge those of many orders of executions that matter: the cheapest that fits, and the one of smallest peak.
 
-    On large graphs the orders are counted in compiled code first (it may count more memory than the simulator where a
-    gradient is read again, never less), and the simulator judges the few that come out on top. Without numba, and on
-    small graphs, where compiled code has no time to pay off, all are judged. Orders keep captured first executions.
+    Many orders, or orders of large graphs, are counted in compiled code first (which may count more memory than the
+    simulator where a gradient is read again, never less), and the simulator judges the few that come out on top.
+    Without numba all are judged. Orders keep captured first executions.
     """
-    if len(graph) < COUNTED_OPERATORS or find_spec("numba") is None:
+    orders = list(orders)
+    if len(graph) * len(orders) < COUNTED_EXECUTIONS or find_spec("numba") is None:
         return [judge(graph, Schedule.from_order(graph, order)) for order in orders]
     from solvers.snapshot.anneal import Annealer
 
