@@ -107,6 +107,6 @@ def test_the_best_of_everything_is_never_worse_than_the_parts() -> None:
     peak_bytes = simulate(graph, Schedule.store_all(graph)).peak_bytes
     for share in (0.75,):
         budget = int(share * peak_bytes)
-        found = Auto(work_limit=3, gap=0.0).solve(graph, budget)
+        found = Auto(time_limit_seconds=8.0, work_limit=3, gap=0.0).solve(graph, budget)
         for part in (ChenGreedy(), Revolve(), Checkmate(time_limit_seconds=10.0)):
             assert found.overhead <= part.solve(graph, budget).overhead + 1e-9
