@@ -35,6 +35,10 @@ class MemoryRows:
         self.program = model.program
         self.budget_bytes = budget_bytes
         self.unit = max(budget_bytes, 1.0) / 1000
+        # No sum of bytes comes near this. A far larger bound (1e9) made HiGHS call feasible programs infeasible.
+        everything = sum(v.size_bytes for v in self.graph.values)
+        everything += sum(o.random_state_bytes for o in self.graph.operators)
+        self.most = 2.0 * everything / self.unit + 1.0
         self.hopeless: str | None = None
         self.states: dict[tuple[int, int], int] = {}
         self.fresh: dict[tuple[int, int], int] = {}
@@ -119,7 +123,7 @@ class MemoryRows:
             terms: Terms = [(c, a) for c, a in changes[k].items() if a]
             if terms or used is None:
                 before: Terms = [] if used is None else [(used, 1.0)]
-                used = self.program.add_column(upper=1e9, integer=False)
+                used = self.program.add_column(upper=self.most, integer=False)
                 self.program.add_row([*before, *terms, (used, -1.0)], 0.0, 0.0)
                 self._limit(stage, k, used, regimes, needs)
             elif model.run(stage, k) is not None:

@@ -34,6 +34,10 @@ class StageMemory:
         self.program = model.program
         self.budget_bytes = budget_bytes
         self.unit = max(budget_bytes, 1.0) / 1000
+        # No sum of bytes comes near this. A far larger bound (1e9) made HiGHS call feasible programs infeasible.
+        everything = sum(v.size_bytes for v in self.graph.values)
+        everything += sum(o.random_state_bytes for o in self.graph.operators)
+        self.most = 2.0 * everything / self.unit + 1.0
         self.hopeless: str | None = None
         self.states = self._random_states()
         retained = self._retained_gradients()
@@ -117,7 +121,7 @@ class StageMemory:
         for x, run in enumerate(runs):
             if changes[x] or used is None:
                 before: Terms = [] if used is None else [(used, 1.0)]
-                column = self.program.add_column(upper=1e9, integer=False)
+                column = self.program.add_column(upper=self.most, integer=False)
                 scaled = [(c, a / self.unit) for c, a in changes[x]]
                 self.program.add_row([*before, *scaled, (column, -1.0)], 0.0, 0.0)
                 used = column

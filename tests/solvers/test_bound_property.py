@@ -35,6 +35,11 @@ def test_no_schedule_is_below_the_bound(ledger: Ledger, first: int) -> None:
         examine(seed, ledger)
 
 
+def test_a_program_that_an_engine_once_called_infeasible(ledger: Ledger) -> None:
+    """The running sums of Checkmate's memory rows had a bound so large that HiGHS answered wrongly."""
+    examine(1395, ledger)
+
+
 def test_every_family_is_drawn() -> None:
     drawn = [draw(seed) for seed in range(48)]
     assert len({family for _, family, _, _ in drawn}) == 6
