@@ -93,6 +93,7 @@ class _Emitter:
     def __init__(self, graph: Graph, binding: Binding, schedule: Schedule, traceable: bool) -> None:
         self.traceable = traceable
         self.operators, self.binding, self.schedule = graph.operators, binding, schedule
+        self.returned = {value.producer for value in graph.values if value.kind == "output"}
         self.joint = binding.joint
         order = schedule.order
         self.programs = programs_of(graph, order)
@@ -177,7 +178,15 @@ class _Emitter:
             form.overload, tuple(arguments), fx.map_arg(dict(node.kwargs), program.get)
         )
         emitted.meta = copy.copy(node.meta)
-        return emitted
+        if step.operator not in self.returned:
+            return emitted
+        # What ran in place may be a view of what it wrote to, and the caller gets it. In eager it is none: autograd
+        # treats a view otherwise when it is written to, and FSDP warns of it. The storage is the same.
+        alone = program.graph.call_function(
+            torch.ops.aten._unsafe_view.default, (emitted, list(node.meta["val"].shape))
+        )
+        alone.meta = copy.copy(node.meta)
+        return alone
 
     def _random(self, program: _Program, states: dict[int, fx.Node], index: int, node: fx.Node) -> fx.Node:
         device = next(t.device.type for t in tensors_of(node))

@@ -15,7 +15,9 @@ from planner import (
     PlanMismatchError,
     UnsupportedModelError,
     measure_step,
+    plan,
     plan_blocks,
+    rewrite,
 )
 from solvers.auto import Auto
 from solvers.store_all import StoreAll
@@ -80,6 +82,24 @@ def test_saved_and_loaded(plans: BlockPlans, tmp_path: Path) -> None:
     (tmp_path / "blocks.json").write_text("{}")
     with pytest.raises(PlanFileError, match="no file of block plans"):
         BlockPlans.load(tmp_path / "blocks.json")
+
+
+def test_a_result_that_was_made_in_place_is_no_view() -> None:
+    """The last addition runs in the place of a viewed matrix product; in eager its result is a tensor of its own."""
+    block = Block(32)
+    block.drop = nn.Identity()  # type: ignore[assignment]
+    x = torch.randn(4, 16, 32, requires_grad=True)
+    expected = block(x)
+    rewrite(block, plan(block, "1GiB", (x,), solver=StoreAll()))
+    given = block(x)
+    assert torch.equal(given, expected)
+    assert not expected._is_view()
+    assert not given._is_view()
+    # A write to it is seen by autograd as in eager.
+    given.mul_(2)
+    expected.mul_(2)
+    (given_gradient,), (gradient,) = (torch.autograd.grad(y.sum(), x) for y in (given, expected))
+    assert torch.equal(given_gradient, gradient)
 
 
 def test_what_cannot_be_planned(plans: BlockPlans) -> None:

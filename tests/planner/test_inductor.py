@@ -46,7 +46,7 @@ def _one_process() -> Iterator[None]:
 def small() -> Stack:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return Stack(blocks=2, width=16)
+        return Stack(blocks=1, width=16)
 
 
 def step(model: nn.Module, call: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> list[torch.Tensor]:
