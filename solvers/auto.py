@@ -7,15 +7,15 @@ What it does, in this order:
    heterogeneous chain with options, revolve): they are tried while the first program is solved, so that there is an
    answer within seconds on thousands of operators, and the search goes on from the best of them;
 3. where that found nothing, :class:`~solvers.chen.ChenGreedy` by itself, whatever the time limit;
-4. on small graphs whose gap stays open, :class:`~solvers.checkmate.Checkmate` with the rest of the time: exact in its
-   class, where memory inside of bursts of recomputation decides, which the relaxation does not see;
-5. on graphs without a backward phase (the papers' layered graphs), :class:`~solvers.reordered.Reordered`: there the
-   order of first executions is free, and worth more than recomputation.
+4. on graphs without a backward phase (the papers' layered graphs), :class:`~solvers.reordered.Reordered`: there the
+   order of first executions is free, and worth more than recomputation;
+5. on small graphs whose gap stays open, :class:`~solvers.checkmate.Checkmate` with the rest of the time: exact in its
+   class, where memory inside of bursts of recomputation decides, which the relaxation does not see.
 
 The cheapest schedule that the simulator accepts wins; `schedule_by` and `bound_by` say whose it is and whose the bound
 is. Ask :meth:`Auto.select` what it would rely on, and why.
 
-*Search class*: the union of these, all but the last inside of the ordered class. *Bound*: the one of snapshot
+*Search class*: the union of these, all but the fourth inside of the ordered class. *Bound*: the one of snapshot
 refinement, a relaxation of the ordered class; the bounds of the others speak of their own, narrower classes and are not
 used. Where another order wins, the bound is what holds for every order, and `bound_scope` says so. A larger budget
 admits every schedule of a smaller one, so overheads fall with the budget but for at most the gap; nothing is remembered
@@ -84,8 +84,8 @@ class Auto(Solver):
         solution = solver.solve(graph, budget_bytes, self._with_suggestions(graph, hints))
         if solution.schedule is None:
             solution = _better(solution, ChenGreedy().solve(graph, budget_bytes))
-        solution = self._ask_checkmate(graph, budget_bytes, solution, started)
         solution = self._ask_other_orders(graph, budget_bytes, solution, started)
+        solution = self._ask_checkmate(graph, budget_bytes, solution, started)
         return self._said(solution, solver, reason, time.monotonic() - started)
 
     def _refinement(self, graph: Graph) -> Solver:

@@ -90,18 +90,18 @@ class SnapshotRefinement(Solver):
             search.infeasible = floors[floor] > budget_bytes
             if not search.infeasible:
                 search.run()
-            if search.best is None:
+            if search.incumbent.order is None:
                 search.look_for_a_larger_budget(floors[floor])
         return _conclude(search, floor, floors[floor])
 
 
 def _conclude(search: Search, floor: int, floor_bytes: int) -> Solution:
-    graph, best = search.graph, search.best
+    graph, best = search.graph, search.incumbent.order
     if search.infeasible and best is not None:
         raise AssertionError("a schedule fits a budget that was proven infeasible; please report this graph")
-    overhead = search.best_percent / PERCENT
+    overhead = search.incumbent.percent / PERCENT
     bound = math.inf if search.infeasible else min(overhead, search.lower_bound / PERCENT)
-    known = f"the smallest peak of any schedule met is {search.smallest_peak_bytes} bytes"
+    known = f"the smallest peak of any schedule met is {search.incumbent.smallest_peak_bytes} bytes"
     need = f"operator {floor} ({graph.operators[floor].name}) needs {floor_bytes} bytes by itself"
     if search.infeasible:
         status, message = Status.INFEASIBLE, f"no schedule that keeps this order fits; {need}; {known}"
@@ -116,15 +116,15 @@ def _conclude(search: Search, floor: int, floor_bytes: int) -> Solution:
         schedule=None if best is None else Schedule.from_order(graph, best),
         overhead=overhead,
         lower_bound=bound,
-        predicted_peak_bytes=search.best_peak_bytes,
+        predicted_peak_bytes=search.incumbent.peak_bytes,
         search_class=SearchClass.ORDERED,
         bound_scope=BOUND_SCOPE,
         seconds=time.monotonic() - search.began,
         hit_limit=search.hit_limit and not search.closed(),
         message=message,
-        smallest_known_budget_bytes=search.smallest_peak_bytes,
+        smallest_known_budget_bytes=search.incumbent.smallest_peak_bytes,
         floor_operator=floor,
-        schedule_by=search.best_by,
+        schedule_by=search.incumbent.by,
         bound_by="relaxation" if search.lower_bound > PERCENT * search.hints.lower_bound else "what was known",
         trace=tuple(search.trace),
     )

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from graph_capture.graph import Graph
 from solvers.hints import Hints, Progress
-from solvers.schedule import Schedule, outside_loss
-from solvers.simulator import Simulation, simulate
+from solvers.schedule import outside_loss
+from solvers.simulator import Simulation
 from solvers.snapshot.anneal import Annealer, Cooling
 from solvers.snapshot.engine import Answer, EnginePool, Limits, Outcome
+from solvers.snapshot.incumbent import Incumbent, percent_of
 from solvers.snapshot.lift import lift
 from solvers.snapshot.project import project
 from solvers.snapshot.reduction import Reduction
@@ -57,19 +58,6 @@ FLOOR_FACTORS = (1.0, 1.03, 1.1, 1.25, 1.5)
 MENDING = Cooling()
 
 
-@dataclass(frozen=True)
-class NearMiss:
-    """A sequence that does not fit: its peak as a multiple of the budget, its recomputed percent."""
-
-    ratio: float
-    percent: float
-    order: list[int]
-
-    def score(self) -> float:
-        """Smaller is better to start from; a percent of excess memory counts as much as a percent of the step."""
-        return self.percent + PERCENT * (self.ratio - 1.0)
-
-
 @dataclass
 class Search:
     """One solve under way; percent means percent of the store-all step."""
@@ -82,12 +70,7 @@ class Search:
     began: float
     hints: Hints
     lower_bound: float = 0.0
-    best_percent: float = math.inf
-    best: list[int] | None = None
-    best_peak_bytes: int = 0
-    best_by: str = ""
     infeasible: bool = False
-    smallest_peak_bytes: int = 0
     relative_gap: float = 1e-2
     rounds: int = 0
     hit_limit: bool = False
@@ -97,7 +80,6 @@ class Search:
 
     def __post_init__(self) -> None:
         self.graph = self.reduction.graph
-        self.smallest_peak_bytes = self.baseline.peak_bytes
         start = max(0, self.graph.last_forward)
         if start == len(self.graph) - 1:  # there is no backward pass
             start = 0
@@ -105,12 +87,12 @@ class Search:
         self.instants = {0, max(range(start, len(profile)), key=profile.__getitem__)}
         self.rows: set[int] | None = set() if len(self.graph) > ALL_ROWS_LIMIT else None
         self.annealer = Annealer(self.graph) if find_spec("numba") else None
+        self.incumbent = Incumbent(self.graph, self.budget_bytes, self.annealer, self.baseline.peak_bytes)
         self.walker: FreeOrderAnnealer | None = None
         self.unmended: list[int] | None = None  # the last lifted sequence that did not fit, but not by far
-        self.near_miss = NearMiss(math.inf, math.inf, [])
         self.lower_bound = PERCENT * self.hints.lower_bound
         for schedule in self.hints.schedules:
-            self.offer(list(schedule.order), "what was known")
+            self.incumbent.offer(list(schedule.order), "what was known")
         self.suggestions = iter(self.hints.suggest() if self.hints.suggest is not None else ())
 
     # ---------------------------------------------------------------- limits
@@ -125,7 +107,7 @@ class Search:
 
     def closed(self) -> bool:
         """Whether the best schedule has the gap that was asked for."""
-        return self.reached(self.best_percent)
+        return self.reached(self.incumbent.percent)
 
     def near(self, percent: float) -> float:
         """An objective that is as close to `percent` as the present gap of the MILPs asks for."""
@@ -140,9 +122,13 @@ class Search:
     def log(self, text: str) -> None:
         """Add a line to the trace, and tell the listener."""
         seconds = time.monotonic() - self.began
-        bound, best, limit = self.lower_bound / PERCENT, self.best_percent / PERCENT, self.options.time_limit_seconds
+        bound, best, limit = (
+            self.lower_bound / PERCENT,
+            self.incumbent.percent / PERCENT,
+            self.options.time_limit_seconds,
+        )
         self.hints.report(Progress(self.options.name, f"round {self.rounds}: {text}", seconds, limit, best, bound))
-        gap = f"{self.lower_bound:.3f} .. {self.best_percent:.3f}"
+        gap = f"{self.lower_bound:.3f} .. {self.incumbent.percent:.3f}"
         self.trace.append(f"{seconds:7.2f} s  round {self.rounds}  [{gap}]  {text}")
 
     # ---------------------------------------------------------------- the loop
@@ -155,7 +141,7 @@ class Search:
         try:
             self._refine_until_done()
         except KeyboardInterrupt:
-            if self.best is None:
+            if self.incumbent.order is None:
                 raise
             self.interrupted = self.hit_limit = True
 
@@ -188,7 +174,7 @@ class Search:
         if self.options.work_limit is not None:
             seconds = max(0.1, self.remaining_seconds())
             limits = dataclasses.replace(limits, node_limit=NODES_PER_ROUND, time_limit_seconds=seconds)
-        start = project(self.reduction, relaxation, self.best) if self.best is not None else None
+        start = project(self.reduction, relaxation, self.incumbent.order) if self.incumbent.order is not None else None
         self.pool.submit(relaxation.program.serialized(), limits, start)
         answer = self.pool.poll(0.3)
         while answer is None:
@@ -210,7 +196,7 @@ class Search:
         if self.unmended is not None:
             start, self.unmended = self.unmended, None
             self.mend(start, seconds, in_between=True)
-        elif self.best is not None:
+        elif self.incumbent.order is not None:
             self.polish(seconds, in_between=True)
 
     def lifted(self, relaxation: Relaxation, answer: Answer) -> list[int]:
@@ -220,7 +206,7 @@ class Search:
             return orders[0]
 
         def rank(order: list[int]) -> tuple[int, float]:
-            simulation = self.consider(order)
+            simulation = self.incumbent.consider(order)
             excess = max(0, simulation.peak_bytes - self.budget_bytes)
             return excess, simulation.recomputed_seconds
 
@@ -228,7 +214,7 @@ class Search:
 
     def learn(self, order: list[int], answer: Answer) -> dict[int, int]:
         """Judge a lifted sequence and mend it; returns where it went over the budget, with the bytes there."""
-        simulation = self.consider(order)
+        simulation = self.incumbent.consider(order)
         ratio = simulation.peak_bytes / self.budget_bytes
         over = positions_over(self.graph, order, simulation, self.budget_bytes)
         self.log(f"lifted: {percent_of(self.graph, simulation):.3f} % at {ratio:.5f} of the budget")
@@ -237,7 +223,7 @@ class Search:
             self.repair(over)
         if ratio > 1.0 and not self.closed() and (ratio < MENDABLE or self.rounds > 4):
             self.unmended = order
-            if ratio < REPAIRABLE or self.best is None:
+            if ratio < REPAIRABLE or self.incumbent.order is None:
                 self.mend(order, max(1.0, 0.12 * self.options.time_limit_seconds))
         return over
 
@@ -260,7 +246,7 @@ class Search:
                 self.surcharge_bytes.clear()
                 return
             order = self.lifted(relaxation, answer)
-            simulation = self.consider(order)
+            simulation = self.incumbent.consider(order)
             self.log(f"repaired: {percent_of(self.graph, simulation):.3f} %, {simulation.peak_bytes} bytes")
             over = positions_over(self.graph, order, simulation, self.budget_bytes)
 
@@ -272,42 +258,18 @@ class Search:
             if suggestion is None:
                 break
             count += 1
-            self.offer(list(suggestion.order), suggestion.by)
+            self.incumbent.offer(list(suggestion.order), suggestion.by)
         if count:
             self.log(f"{count} suggestions tried")
-        miss, self.near_miss = self.near_miss, NearMiss(math.inf, math.inf, [])
+        if stop():
+            return
+        miss = self.incumbent.take_near_miss()
         if miss.ratio < MENDABLE and not self.reached_by(miss.percent) and not self.closed():
             self.mend(miss.order, max(1.0, 0.12 * self.options.time_limit_seconds))
 
     def reached_by(self, percent: float) -> bool:
         """Whether the best schedule is at least as cheap as that, but for the gap asked for."""
-        return self.best_percent <= percent + PERCENT * self.options.gap
-
-    def offer(self, order: list[int], by: str) -> None:
-        """Take an order if it is of this class and better than what is known; most are counted and forgotten."""
-        if not in_captured_order(order):
-            return
-        if self.annealer is not None:
-            percent, peak_bytes, _ = self.annealer.evaluate(order)
-            over = peak_bytes > self.budget_bytes
-            miss = NearMiss(peak_bytes / max(1, self.budget_bytes), percent, order)
-            useful = miss.score() < self.near_miss.score() if over else percent < self.best_percent
-            if not useful and peak_bytes >= self.smallest_peak_bytes:
-                return
-        simulation = self.consider(order, by)
-        if self.budget_bytes and simulation.peak_bytes > self.budget_bytes:
-            miss = NearMiss(simulation.peak_bytes / self.budget_bytes, percent_of(self.graph, simulation), order)
-            self.near_miss = min(self.near_miss, miss, key=NearMiss.score)
-
-    def consider(self, order: list[int], by: str = "lifting") -> Simulation:
-        """Simulate a sequence, and take it if it is the best that fits."""
-        simulation = simulate(self.graph, Schedule.from_order(self.graph, order))
-        self.smallest_peak_bytes = min(self.smallest_peak_bytes, simulation.peak_bytes)
-        percent = percent_of(self.graph, simulation)
-        if simulation.peak_bytes <= self.budget_bytes and percent < self.best_percent:
-            self.best, self.best_percent, self.best_peak_bytes = list(order), percent, simulation.peak_bytes
-            self.best_by = by
-        return simulation
+        return self.incumbent.percent <= percent + PERCENT * self.options.gap
 
     def mend(self, order: list[int], seconds: float, in_between: bool = False) -> None:
         """Anneal a sequence that does not fit until the gap is closed or the time is over.
@@ -327,15 +289,15 @@ class Search:
             stop=lambda percent: self.enough(percent, in_between),
         )
         if result.best is None:
-            self.consider(result.last, "annealing")
+            self.incumbent.consider(result.last, "annealing")
         else:
-            self.consider(self.annealer.polish(result.best, self.budget_bytes), "annealing")
+            self.incumbent.consider(self.annealer.polish(result.best, self.budget_bytes), "annealing")
         self.log(f"mended: {result.percent:.3f} % after {result.moves} moves")
 
     def polish(self, seconds: float, in_between: bool = False) -> None:
         """Walk from the best sequence, which fits, by moves that cost the logarithm of its length."""
         seconds = min(seconds, self.remaining_seconds())
-        if self.annealer is None or self.best is None or seconds <= 0.0:
+        if self.annealer is None or self.incumbent.order is None or seconds <= 0.0:
             return
         from solvers.free_order.annealer import POLISH, Effort, FreeOrderAnnealer, warm_up
 
@@ -343,7 +305,7 @@ class Search:
         self.walker = self.walker or FreeOrderAnnealer(self.graph, captured_order=True)
         moves = POLISH_MOVES_PER_ROUND if self.options.work_limit is not None else None
         walked = self.walker.anneal(
-            self.walker.reduce(self.best, self.budget_bytes),
+            self.walker.reduce(self.incumbent.order, self.budget_bytes),
             self.budget_bytes,
             seed=self.options.seed + self.rounds,
             effort=Effort(seconds if moves is None else max(0.1, self.remaining_seconds()), moves),
@@ -351,8 +313,8 @@ class Search:
             stop=lambda percent: self.enough(percent, in_between),
         )
         if walked.best is not None:
-            self.consider(self.walker.reduce(walked.best, self.budget_bytes), "annealing")
-        self.log(f"polished: {self.best_percent:.3f} % after {walked.moves} moves")
+            self.incumbent.consider(self.walker.reduce(walked.best, self.budget_bytes), "annealing")
+        self.log(f"polished: {self.incumbent.percent:.3f} % after {walked.moves} moves")
 
     def enough(self, percent: float, in_between: bool) -> bool:
         """Whether a walk whose best has so many percent may end."""
@@ -360,9 +322,11 @@ class Search:
 
     def refine(self, over: dict[int, int], answer: Answer) -> bool:
         """Add the worst positions, apart from each other, as instants, and rows at local maxima."""
-        if answer.has_point and answer.objective - answer.dual_bound > 0.5 * (self.best_percent - self.lower_bound):
+        if answer.has_point and answer.objective - answer.dual_bound > 0.5 * (
+            self.incumbent.percent - self.lower_bound
+        ):
             self.relative_gap = max(self.relative_gap / 2, 1e-5)
-        careful = self.rounds == 1 or (self.rounds <= CAREFUL_ROUNDS and self.best is not None)
+        careful = self.rounds == 1 or (self.rounds <= CAREFUL_ROUNDS and self.incumbent.order is not None)
         most = INSTANTS_PER_ROUND if careful else 2 * INSTANTS_PER_ROUND
         fresh: list[int] = []
         for j in sorted(over, key=lambda j: -over[j]):
@@ -379,7 +343,7 @@ class Search:
     def polish_further(self) -> None:
         """Nothing new to ask: a tighter MILP next time, and the schedule at hand is annealed once more."""
         self.relative_gap = max(self.relative_gap / 2, 1e-5)
-        if self.best is not None and not self.exhausted():
+        if self.incumbent.order is not None and not self.exhausted():
             self.polish(max(1.0, 0.2 * self.options.time_limit_seconds))
 
     # ---------------------------------------------------------------- infeasible budgets
@@ -390,28 +354,13 @@ class Search:
         most_seconds = 0.1 * self.options.time_limit_seconds
         for factor in FLOOR_FACTORS:
             size_bytes = int(impossible * factor)
-            if size_bytes >= self.smallest_peak_bytes or self.remaining_seconds() <= 0.0:
+            if size_bytes >= self.incumbent.smallest_peak_bytes or self.remaining_seconds() <= 0.0:
                 return
             relaxation = build(self.reduction, size_bytes, self.instants, self.rows)
             answer = self.ask(relaxation, most_seconds, relative_gap=5e-2)
             if answer.has_point:
-                simulation = self.consider(lift(self.reduction, relaxation, answer.columns))
+                simulation = self.incumbent.consider(lift(self.reduction, relaxation, answer.columns))
                 self.log(f"with {size_bytes} bytes: a schedule that needs {simulation.peak_bytes}")
-
-
-def in_captured_order(order: Sequence[int]) -> bool:
-    """Whether operators first run in captured order."""
-    count = 0
-    for operator in order:
-        if operator > count:
-            return False
-        count += operator == count
-    return True
-
-
-def percent_of(graph: Graph, simulation: Simulation) -> float:
-    """Recomputed seconds in percent of the store-all step."""
-    return PERCENT * simulation.recomputed_seconds / graph.step_seconds if graph.step_seconds else 0.0
 
 
 def positions_over(graph: Graph, order: list[int], simulation: Simulation, budget_bytes: int) -> dict[int, int]:
