@@ -10,9 +10,9 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 
 from graph_capture.graph import Graph
+from solvers import compiled
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver, Status, memory_floor, overhead_of
 
@@ -46,7 +46,7 @@ def judge_best(graph: Graph, orders: Iterable[Sequence[int]], budget_bytes: int)
     Without numba all are judged. Orders keep captured first executions.
     """
     orders = list(orders)
-    if len(graph) * len(orders) < COUNTED_EXECUTIONS or find_spec("numba") is None:
+    if len(graph) * len(orders) < COUNTED_EXECUTIONS or not compiled.ready():
         return [judge(graph, Schedule.from_order(graph, order)) for order in orders]
     from solvers.snapshot.anneal import Annealer
 

@@ -176,11 +176,12 @@ class EnginePool:
             if not busy:
                 return self._combined()
             now = time.monotonic()
-            if now > self._deadline:
+            readable = _readable(busy, max(0.0, min(until, self._deadline) - now))
+            if not readable and now > self._deadline:
                 for worker in busy:
                     self._restart(worker.engine)
                 return self._combined()
-            for worker in _readable(busy, max(0.0, min(until, self._deadline) - now)):
+            for worker in readable:
                 answer = self._parse(worker)
                 self._answers.append(answer)
                 if answer.outcome is not Outcome.LIMIT:

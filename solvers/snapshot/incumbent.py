@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from graph_capture.graph import Graph
@@ -35,15 +35,15 @@ class Incumbent:
 
     **Fields:**
 
-    - `counter`: counts sequences in compiled code before the simulator judges them, if there is numba.
+    - `counter`: gives what counts sequences in compiled code before the simulator judges them, if it is at hand.
     - `order`, `percent`, `peak_bytes`, `by`: the cheapest sequence that fits, and which method found it.
     - `smallest_peak_bytes`: of any sequence met. `near_miss`: the best to start from of those that do not fit.
     """
 
     graph: Graph
     budget_bytes: int
-    counter: Annealer | None
     smallest_peak_bytes: int
+    counter: Callable[[], Annealer | None]
     order: list[int] | None = None
     percent: float = math.inf
     peak_bytes: int = 0
@@ -54,8 +54,9 @@ class Incumbent:
         """Take an order if it is of this class and better than what is known; most are counted and forgotten."""
         if not in_captured_order(order):
             return
-        if self.counter is not None:
-            percent, peak_bytes, _ = self.counter.evaluate(order)
+        counter = self.counter()
+        if counter is not None:
+            percent, peak_bytes, _ = counter.evaluate(order)
             over = peak_bytes > self.budget_bytes
             miss = NearMiss(peak_bytes / max(1, self.budget_bytes), percent, order)
             useful = miss.score() < self.near_miss.score() if over else percent < self.percent

@@ -7,10 +7,10 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from graph_capture.graph import Graph
+from solvers import compiled
 from solvers.hints import Hints, Progress
 from solvers.schedule import outside_loss
 from solvers.simulator import Simulation
@@ -38,6 +38,9 @@ ALL_ROWS_LIMIT = 500
 INSTANTS_PER_ROUND, INSTANTS_APART, CAREFUL_ROUNDS = 2, 8, 2
 """New instants of a round, at least so many operators apart; twice as many after the first rounds,
 or while nothing fits. Few instants keep the MILP solvable, many bring its points closer to a schedule."""
+
+UNCOMPILED_OPERATORS, UNCOMPILED_SUGGESTIONS = 300, 12
+"""On larger graphs suggestions wait for compiled code; without it so many are tried after each answer of the engine."""
 
 MENDABLE = 1.6
 """A lifted sequence whose peak is below this multiple of the budget is worth annealing."""
@@ -86,14 +89,21 @@ class Search:
         profile = self.baseline.timeline_bytes
         self.instants = {0, max(range(start, len(profile)), key=profile.__getitem__)}
         self.rows: set[int] | None = set() if len(self.graph) > ALL_ROWS_LIMIT else None
-        self.annealer = Annealer(self.graph) if find_spec("numba") else None
-        self.incumbent = Incumbent(self.graph, self.budget_bytes, self.annealer, self.baseline.peak_bytes)
+        self._annealer: Annealer | None = None
+        self.incumbent = Incumbent(self.graph, self.budget_bytes, self.baseline.peak_bytes, lambda: self.annealer)
         self.walker: FreeOrderAnnealer | None = None
         self.unmended: list[int] | None = None  # the last lifted sequence that did not fit, but not by far
         self.lower_bound = PERCENT * self.hints.lower_bound
         for schedule in self.hints.schedules:
             self.incumbent.offer(list(schedule.order), "what was known")
         self.suggestions = iter(self.hints.suggest() if self.hints.suggest is not None else ())
+
+    @property
+    def annealer(self) -> Annealer | None:
+        """`None` without numba, and while its code is being compiled; under a work limit that is waited for."""
+        if self._annealer is None and compiled.ready(wait=self.options.work_limit is not None):
+            self._annealer = Annealer(self.graph)
+        return self._annealer
 
     # ---------------------------------------------------------------- limits
 
@@ -191,6 +201,8 @@ class Search:
         """Try suggestions and anneal while an engine works; not under a work limit: nothing may depend on the clock."""
         if self.options.work_limit is not None:
             return
+        if self.annealer is None and len(self.graph) > UNCOMPILED_OPERATORS:
+            return  # the simulator would take long to judge what compiled code counts in no time
         self.consider_suggestions(stop=self.pool.answered)
         seconds = min(0.12 * self.options.time_limit_seconds, most_seconds)
         if self.unmended is not None:
@@ -253,7 +265,10 @@ class Search:
     def consider_suggestions(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Offer what the caller suggests, one order after the other; what nearly fits is annealed next."""
         count = 0
+        large = len(self.graph) > UNCOMPILED_OPERATORS
         while not stop() and self.remaining_seconds() > 0.0 and not self.closed():
+            if count >= UNCOMPILED_SUGGESTIONS and large and self.annealer is None:
+                break
             suggestion = next(self.suggestions, None)
             if suggestion is None:
                 break
@@ -277,9 +292,10 @@ class Search:
         `in_between`: also only until an engine answers.
         """
         seconds = min(seconds, self.remaining_seconds())
-        if self.annealer is None or seconds <= 0.0:
+        annealer = self.annealer
+        if annealer is None or seconds <= 0.0:
             return
-        result = self.annealer.anneal(
+        result = annealer.anneal(
             order,
             self.budget_bytes,
             seed=self.options.seed + self.rounds,
@@ -291,7 +307,7 @@ class Search:
         if result.best is None:
             self.incumbent.consider(result.last, "annealing")
         else:
-            self.incumbent.consider(self.annealer.polish(result.best, self.budget_bytes), "annealing")
+            self.incumbent.consider(annealer.polish(result.best, self.budget_bytes), "annealing")
         self.log(f"mended: {result.percent:.3f} % after {result.moves} moves")
 
     def polish(self, seconds: float, in_between: bool = False) -> None:
@@ -299,9 +315,8 @@ class Search:
         seconds = min(seconds, self.remaining_seconds())
         if self.annealer is None or self.incumbent.order is None or seconds <= 0.0:
             return
-        from solvers.free_order.annealer import POLISH, Effort, FreeOrderAnnealer, warm_up
+        from solvers.free_order.annealer import POLISH, Effort, FreeOrderAnnealer
 
-        warm_up()
         self.walker = self.walker or FreeOrderAnnealer(self.graph, captured_order=True)
         moves = POLISH_MOVES_PER_ROUND if self.options.work_limit is not None else None
         walked = self.walker.anneal(
