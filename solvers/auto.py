@@ -84,8 +84,9 @@ class Auto(Solver):
         solution = solver.solve(graph, budget_bytes, self._with_suggestions(graph, hints))
         if solution.schedule is None:
             solution = _better(solution, ChenGreedy().solve(graph, budget_bytes))
-        solution = self._ask_other_orders(graph, budget_bytes, solution, started)
-        solution = self._ask_checkmate(graph, budget_bytes, solution, started)
+        if not solution.interrupted:
+            solution = self._ask_other_orders(graph, budget_bytes, solution, started)
+            solution = self._ask_checkmate(graph, budget_bytes, solution, started)
         return self._said(solution, solver, reason, time.monotonic() - started)
 
     def _refinement(self, graph: Graph) -> Solver:

@@ -33,7 +33,7 @@ class CurvePoint:
 def curve(
     graph: Graph, budgets_bytes: Iterable[int], solver: Solver, progress: ProgressListener | None = None
 ) -> tuple[CurvePoint, ...]:
-    """The solutions of all budgets, in ascending order of the budgets.
+    """The solutions of all budgets, in ascending order of the budgets; after Ctrl-C, of those solved so far.
 
     **Arguments:**
 
@@ -52,6 +52,8 @@ def curve(
             if solution.search_class in _ORDERED and math.isfinite(solution.lower_bound):
                 lower_bound = max(lower_bound, solution.lower_bound)
         solved.append(CurvePoint(budget_bytes, solution))
+        if solution.interrupted:
+            break
     return tuple(_shared(solved[::-1]))
 
 

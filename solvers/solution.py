@@ -51,6 +51,7 @@ class Solution:
     - `message`: what the user should know: why nothing was found, what to do.
     - `smallest_known_budget_bytes`: the smallest peak of any schedule that was met; `None` if none was.
     - `floor_operator`: the operator that sets the smallest budget that could ever work, for infeasible budgets.
+    - `interrupted`: whether Ctrl-C ended the solve.
     - `schedule_by`, `bound_by`: which method gave the schedule and which the bound; empty where it is the solver.
     - `trace`: one line per event of the solve, for those who want to look inside.
     """
@@ -68,6 +69,7 @@ class Solution:
     message: str = ""
     smallest_known_budget_bytes: int | None = None
     floor_operator: int | None = None
+    interrupted: bool = False
     schedule_by: str = ""
     bound_by: str = ""
     trace: tuple[str, ...] = field(default=())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from graph_capture.graph import Graph, Operator, Value
 from solvers.free_order.tables import lengths_of, order_of, problem_of, state_of
+from solvers.snapshot.anneal import scrambled
 
 if TYPE_CHECKING:
     from solvers.free_order.kernel import State
@@ -159,7 +160,7 @@ class FreeOrderAnnealer:
 
         from solvers.free_order.moves import walk
 
-        rng = np.array([_scrambled(seed)], dtype=np.uint64)
+        rng = np.array([scrambled(seed)], dtype=np.uint64)
         done, share = 0, 0.0
         began = time.monotonic()
         while share < 1.0 and not stop(best_energy):
@@ -201,11 +202,3 @@ def warm_up() -> None:
     annealer.lower_peak([0, 1], 0, seed=0, effort=Effort(1.0, 1))
     annealer.reduce([0, 1], 2)
 
-
-def _scrambled(seed: int) -> int:
-    """A nonzero 64-bit state from a small seed (splitmix64)."""
-    mask = (1 << 64) - 1
-    x = (seed + 0x9E3779B97F4A7C15) & mask
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-    return (x ^ (x >> 31)) or 1

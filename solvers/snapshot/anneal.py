@@ -112,7 +112,7 @@ class Annealer:
         sequence = np.zeros(capacity, np.int64)
         sequence[: len(start)] = start
         best = np.zeros(capacity, np.int64)
-        rng = np.array([_scrambled(seed)], dtype=np.uint64)
+        rng = np.array([scrambled(seed)], dtype=np.uint64)
         length, best_length, percent, done, share = len(start), 0, float("inf"), 0, 0.0
         began = time.monotonic()
         while share < 1.0:
@@ -136,7 +136,7 @@ class Annealer:
         return Annealed(found, sequence[:length].tolist(), float(percent), done)
 
 
-def _scrambled(seed: int) -> int:
+def scrambled(seed: int) -> int:
     """A nonzero 64-bit state from a small seed (splitmix64)."""
     mask = (1 << 64) - 1
     x = (seed + 0x9E3779B97F4A7C15) & mask

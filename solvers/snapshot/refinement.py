@@ -124,6 +124,7 @@ def _conclude(search: Search, floor: int, floor_bytes: int) -> Solution:
         message=message,
         smallest_known_budget_bytes=search.incumbent.smallest_peak_bytes,
         floor_operator=floor,
+        interrupted=search.interrupted,
         schedule_by=search.incumbent.by,
         bound_by="relaxation" if search.lower_bound > PERCENT * search.hints.lower_bound else "what was known",
         trace=tuple(search.trace),

@@ -10,7 +10,7 @@ import pytest
 
 from graph_capture.graph import Graph
 from solvers import Auto, ChenGreedy, SnapshotRefinement, Status
-from solvers.hints import NO_HINTS, Hints
+from solvers.hints import NO_HINTS, Hints, Progress
 from solvers.pareto import curve
 from solvers.schedule import Schedule
 from solvers.simulator import simulate
@@ -77,3 +77,17 @@ def test_schedules_are_passed_on_and_infeasible_is_said_once() -> None:
     assert not solver.told[0].schedules
     assert solver.told[1].schedules
     assert points[0].solution.status is points[1].solution.status is Status.INFEASIBLE
+
+
+def test_an_interrupt_ends_the_curve_with_what_there_is() -> None:
+    graph = training_chain(12)
+    peak_bytes = simulate(graph, Schedule.store_all(graph)).peak_bytes
+    budgets = [peak_bytes, int(0.7 * peak_bytes), int(0.6 * peak_bytes), int(0.5 * peak_bytes)]
+
+    def listen(progress: Progress) -> None:
+        if math.isfinite(progress.overhead):
+            raise KeyboardInterrupt
+
+    points = curve(graph, budgets, Auto(gap=0.0), listen)
+    assert [p.budget_bytes for p in points] == [int(0.7 * peak_bytes), peak_bytes]
+    assert points[0].solution.interrupted
