@@ -201,4 +201,3 @@ def warm_up() -> None:
     annealer.beam(1, 0)
     annealer.lower_peak([0, 1], 0, seed=0, effort=Effort(1.0, 1))
     annealer.reduce([0, 1], 2)
-

@@ -85,6 +85,15 @@ def matrix_flops(function: Callable[[], Any]) -> int:
     return total
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Programs with and without recomputation fuse differently; with several threads their sums are split otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @needs_compiler
 def test_the_schedule_is_what_runs() -> None:
     ids = tokens(0)

@@ -33,7 +33,7 @@ def test_memory_and_price_are_the_simulators(seed: int) -> None:
     rng = np.array([seed + 1], np.uint64)
     best = np.full_like(state.slots[0], -1)
     for round_number in range(12):
-        moves.walk(problem, state, rng, best, 1e18, budget_bytes, 10.0, 50.0, 3 * round_number, True)
+        moves.walk(problem, state, rng, best, 1e18, budget_bytes, 10.0, 50.0, 3 * round_number, True, False)
         order = order_of(state.slots[0])
         assert violation(graph, order) is None
         simulation = simulate(graph, Schedule.from_order(graph, order))
