@@ -102,6 +102,8 @@ class Graph:
     - `resident_bytes`: memory that is there whatever the schedule, by label (parameters, buffers, inputs, ...).
     - `accumulated_gradient_bytes`: size of the `.grad` tensors that a *later micro-batch* finds already there.
     - `gradient_accumulation`: whether a schedule must also fit in a later micro-batch (see :mod:`solvers.simulator`).
+    - `released`: values of the forward phase that no schedule may hold across the *turn*, the instant after the last
+      forward operator has first run: where the backward phase reads them, they are recomputed. Ascending.
 
     Raises :class:`GraphError` when an input has no producer before it, a price is negative or not finite, two values
     or operators disagree about who makes what, or the phases are out of order.
@@ -113,9 +115,11 @@ class Graph:
     accumulated_gradient_bytes: int = 0
     gradient_accumulation: bool = False
     name: str = ""
+    released: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resident_bytes", dict(self.resident_bytes))
+        object.__setattr__(self, "released", tuple(self.released))
         _validate(self)
 
     def __hash__(self) -> int:
@@ -154,6 +158,11 @@ class Graph:
         return max((i for i, o in enumerate(self.operators) if o.phase == "forward"), default=-1)
 
     @cached_property
+    def without_released(self) -> Graph:
+        """The same graph with every value free to be held across the turn."""
+        return dataclasses.replace(self, released=()) if self.released else self
+
+    @cached_property
     def structure_fingerprint(self) -> str:
         """Hash of targets and edges alone: equal for the same model at another batch size."""
         return _digest([(o.target, o.phase, o.inputs, o.outputs, bool(o.random_state_bytes)) for o in self.operators])
@@ -176,7 +185,9 @@ class Graph:
         ]
         values = [(v.size_bytes, v.kind, v.delivered_after, v.delivery_copy_bytes) for v in self.values]
         resident = sorted(self.resident_bytes.items())
-        return _digest([rows, values, resident, self.accumulated_gradient_bytes, self.gradient_accumulation])
+        parts = [rows, values, resident, self.accumulated_gradient_bytes, self.gradient_accumulation]
+        # Left out where there is none, so that graphs without pins have the fingerprints that they always had.
+        return _digest([*parts, self.released] if self.released else parts)
 
     def producers(self, operator: int) -> Iterator[int]:
         """The operators that make the inputs of `operator`, without repetition."""
@@ -202,6 +213,8 @@ class Graph:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["operators"] = [_without_defaults(operator) for operator in self.operators]
         data["values"] = [_without_defaults(value) for value in self.values]
+        if not self.released:  # programs that know no pins read everything else
+            del data["released"]
         return data
 
     @classmethod
@@ -264,6 +277,7 @@ def _validate(graph: Graph) -> None:
     for index, value in enumerate(graph.values):
         _check_value(index, value, made, len(graph.operators))
     _check_resident(graph)
+    _check_released(graph)
 
 
 def _check_numbers(where: str, operator: Operator) -> None:
@@ -313,3 +327,21 @@ def _check_resident(graph: Graph) -> None:
     for label, size in lines:
         if not isinstance(size, int) or size < 0:
             raise GraphError(f"resident memory {label!r} is {size!r}; it must be an integer that is not negative")
+
+
+def _check_released(graph: Graph) -> None:
+    if not all(type(v) is int and 0 <= v < len(graph.values) for v in graph.released):
+        raise GraphError(f"released names a value outside of 0..{len(graph.values) - 1}: {graph.released}")
+    if list(graph.released) != sorted(set(graph.released)):
+        raise GraphError("released must name each value once, in ascending order")
+    for index in graph.released:
+        value = graph.values[index]
+        maker = graph.operators[value.producer]
+        if maker.phase != "forward" or not maker.recomputable:
+            raise GraphError(
+                f"value {index} cannot be released: {maker.name} is no forward operator that may run twice"
+            )
+        if any(graph.values[v].kind != "activation" for v in maker.outputs):
+            raise GraphError(f"value {index} cannot be released: a result of {maker.name} is handed to the caller")
+        if any(graph.operators[reader].phase == "loss" for reader in graph.uses[index]):
+            raise GraphError(f"value {index} cannot be released: the loss reads it right after the turn")

@@ -35,8 +35,8 @@ from graph_capture.graph import Graph
 from solvers.chain_starts import chain_suggestions
 from solvers.chen import ChenGreedy
 from solvers.hints import NO_HINTS, Hints, Suggestion
-from solvers.schedule import Schedule
-from solvers.solution import SearchClass, Solution, Solver, Status, memory_floor, overhead_of
+from solvers.simulator import simulate_store_all
+from solvers.solution import SearchClass, Solution, Solver, Status, memory_floor
 from solvers.store_all import StoreAll
 
 CHECKMATE_OPERATORS, CHECKMATE_SHARE, CHECKMATE_NODES = 120, 0.3, 2_000
@@ -67,14 +67,17 @@ class Auto(Solver):
 
     def select(self, graph: Graph, budget_bytes: int) -> tuple[Solver, str]:
         """The solver that decides for this graph and budget, and the reason for it."""
-        _, peak_bytes = overhead_of(graph, Schedule.store_all(graph))
-        if peak_bytes <= budget_bytes:
+        peak_bytes = simulate_store_all(graph).peak_bytes
+        if peak_bytes <= budget_bytes and not graph.released:
             return StoreAll(), f"the store-all schedule needs {peak_bytes:,} bytes and fits: nothing to recompute"
         floor_bytes, operator = memory_floor(graph)
         if budget_bytes < floor_bytes:
             at = f"operator {graph.operators[operator].name}" if len(graph) else "what is resident"
             return StoreAll(), f"nothing can fit: {at} alone needs {floor_bytes:,} bytes"
-        reason = f"the store-all schedule needs {peak_bytes:,} bytes: something must be recomputed"
+        if peak_bytes <= budget_bytes:
+            reason = f"{len(graph.released)} values must be recomputed, whatever the budget"
+        else:
+            reason = f"the store-all schedule needs {peak_bytes:,} bytes: something must be recomputed"
         return self._refinement(graph), reason
 
     def solve(self, graph: Graph, budget_bytes: int, hints: Hints = NO_HINTS) -> Solution:

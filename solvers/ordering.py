@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from graph_capture.graph import Graph
 from solvers.precedence import violation
 from solvers.schedule import Compute, Schedule, Step
-from solvers.simulator import simulate
+from solvers.simulator import simulate, simulate_store_all
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class OrderSearch:
 
     def best(self, graph: Graph, target_bytes: int = 0) -> OrderFound:
         """The best legal order met; ends early once a peak is at most `target_bytes`. Needs numba for any search."""
-        found = OrderFound(tuple(range(len(graph))), simulate(graph, Schedule.store_all(graph)).peak_bytes, "captured")
+        found = OrderFound(tuple(range(len(graph))), simulate_store_all(graph).peak_bytes, "captured")
         if not find_spec("numba") or len(graph) < 3:
             return found
         from solvers.free_order.annealer import Effort, FreeOrderAnnealer, warm_up
@@ -76,7 +76,7 @@ class OrderFound:
 
     def better(self, graph: Graph, order: Sequence[int], search: str) -> OrderFound:
         """This one, or `order` if its peak is smaller."""
-        peak_bytes = simulate(graph, Schedule.from_order(graph, order)).peak_bytes
+        peak_bytes = simulate(graph.without_released, Schedule.from_order(graph, order)).peak_bytes
         return OrderFound(tuple(order), peak_bytes, search) if peak_bytes < self.peak_bytes else self
 
 

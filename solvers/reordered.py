@@ -69,7 +69,7 @@ class Reordered(Solver):
         found = self._order_search().best(graph, budget_bytes)
         candidates.append(judge(graph, Schedule.from_order(graph, found.order)))
         trace = [f"order by {found.search}: peak {found.peak_bytes:,} bytes, captured {candidates[0].peak_bytes:,}"]
-        if found.peak_bytes <= budget_bytes:
+        if found.peak_bytes <= budget_bytes and not graph.released:
             return verdict.conclude(candidates, message="another order: nothing is recomputed", trace=tuple(trace))
         walked = self._walk(graph, budget_bytes, candidates, began)
         trace += [f"{walked.solver}: {line}" for line in walked.trace]

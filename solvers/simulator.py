@@ -4,6 +4,7 @@ It shares no code with the solvers, knows no solver, and trusts nothing: an inpu
 not there, a value made while it is still in memory, an operator that must not run twice, an output that is missing at
 the end are all refused with the step at which they happen. So are first executions in an order that somebody could
 tell: random numbers drawn in another order, buffers changed, gradients delivered, or the loss computed in another one.
+So is a schedule that holds a value across the turn from forward to backward which the graph says must be released.
 
 Memory is counted in two regimes. In the *first* micro-batch the gradients are born during the backward phase and
 stay. In a *later* micro-batch (gradient accumulation) `.grad` is there from the start, and each new gradient lives
@@ -78,6 +79,11 @@ def simulate(graph: Graph, schedule: Schedule) -> Simulation:
     )
 
 
+def simulate_store_all(graph: Graph) -> Simulation:
+    """What the step costs without recomputation, whether or not the graph has values that must be released."""
+    return simulate(graph.without_released, Schedule.store_all(graph))
+
+
 class _Replay:
     """One pass over a schedule in one regime."""
 
@@ -148,6 +154,10 @@ class _Replay:
             raise ScheduleError(f"{where}: the caller's loss starts before the forward phase is complete")
         if program < self.program:
             raise ScheduleError(f"{where}: another operator before it interrupts the caller's loss")
+        if program > 0 and self.program == 0:
+            for value in self.graph.released:
+                if value in self.alive:
+                    raise ScheduleError(f"{where}: value {value} is held across the turn, and it must be recomputed")
         self.program = program
 
     def _check_order(self, where: str, index: int) -> None:

@@ -25,4 +25,12 @@ class StoreAll(Solver):
     def solve(self, graph: Graph, budget_bytes: int, hints: Hints = NO_HINTS) -> Solution:
         """The store-all schedule if it fits the budget."""
         verdict = Verdict.start(self, graph, budget_bytes, SearchClass.STORE_ALL)
+        reason = self.applies_to(graph)
+        if reason is not None and not verdict.below_floor:
+            return verdict.not_applicable(reason)
         return verdict.conclude([judge(graph, Schedule.store_all(graph))])
+
+    def applies_to(self, graph: Graph) -> str | None:
+        """Not to a graph with values that must be recomputed."""
+        count = len(graph.released)
+        return f"it recomputes nothing, and {count} values are to be recomputed" if count else None

@@ -15,6 +15,7 @@ from graph_capture.graph import Graph
 from solvers import compiled
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver, Status, memory_floor, overhead_of
+from solvers.turn import released_order
 
 EVERY_SCHEDULE = "every schedule, in whatever order"
 COUNTED_EXECUTIONS = 2_000
@@ -34,7 +35,12 @@ class Candidate:
 
 
 def judge(graph: Graph, schedule: Schedule) -> Candidate:
-    """Replay `schedule`; raises :class:`~solvers.simulator.ScheduleError` if it is not legal."""
+    """Replay `schedule`; raises :class:`~solvers.simulator.ScheduleError` if it is not legal.
+
+    What it holds across the turn and must not (:mod:`solvers.turn`) is recomputed first.
+    """
+    if graph.released:
+        schedule = Schedule.from_order(graph, released_order(graph, schedule.order))
     return Candidate(schedule, *overhead_of(graph, schedule))
 
 
@@ -45,7 +51,7 @@ def judge_best(graph: Graph, orders: Iterable[Sequence[int]], budget_bytes: int)
     simulator where a gradient is read again, never less), and the simulator judges the few that come out on top.
     Without numba all are judged. Orders keep captured first executions.
     """
-    orders = list(orders)
+    orders = [released_order(graph, order) for order in orders]
     if len(graph) * len(orders) < COUNTED_EXECUTIONS or not compiled.ready():
         return [judge(graph, Schedule.from_order(graph, order)) for order in orders]
     from solvers.snapshot.anneal import Annealer

@@ -130,6 +130,10 @@ class _Machine:
             raise CertificateError(f"the schedule's step {number} runs {operator.name} again, which must run once")
         if program < self.program or (program == FORWARD and in_loss):
             raise CertificateError(f"the schedule's step {number} runs {operator.name} in the middle of another phase")
+        if program != FORWARD and self.program == FORWARD:
+            for v in self.graph.released:
+                if v in self.program_of:
+                    raise CertificateError(f"the schedule holds value {v} across the turn, and it must be recomputed")
         self.program = program
         for v in operator.inputs:
             if v not in self.program_of:

@@ -177,6 +177,7 @@ def _tables(graph: Graph) -> Tables:
         producer=np.array([v.producer for v in values], dtype=np.int64),
         size=np.where(stays, 0, size),
         stays=stays,
+        released=np.array(graph.released, dtype=np.int64),
         running=np.array(constant.while_running, dtype=np.int64),
         afterwards=np.array(constant.afterwards, dtype=np.int64),
         workspace=np.array([o.workspace_bytes for o in operators], dtype=np.int64),

@@ -11,6 +11,7 @@ from solvers.schedule import Schedule
 from solvers.simulator import Simulation, simulate
 from solvers.snapshot.anneal import Annealer
 from solvers.snapshot.relaxation import PERCENT
+from solvers.turn import released_order
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Incumbent:
         """Take an order if it is of this class and better than what is known; most are counted and forgotten."""
         if not in_captured_order(order):
             return
+        order = released_order(self.graph, order)
         counter = self.counter()
         if counter is not None:
             percent, peak_bytes, _ = counter.evaluate(order)
@@ -69,6 +71,7 @@ class Incumbent:
 
     def consider(self, order: list[int], by: str = "lifting") -> Simulation:
         """Simulate a sequence, and take it if it is the best that fits."""
+        order = released_order(self.graph, order)
         simulation = simulate(self.graph, Schedule.from_order(self.graph, order))
         self.smallest_peak_bytes = min(self.smallest_peak_bytes, simulation.peak_bytes)
         percent = percent_of(self.graph, simulation)

@@ -33,6 +33,7 @@ class Tables(NamedTuple):
     producer: np.ndarray
     size: np.ndarray  # bytes of each value that comes and goes, 0 of one that stays
     stays: np.ndarray  # outputs and gradients
+    released: np.ndarray  # values that must not be held across the turn
     running: np.ndarray  # constant bytes while operator j first runs
     afterwards: np.ndarray  # constant bytes after operator j's first run
     workspace: np.ndarray
@@ -124,6 +125,14 @@ def memory(
                             peak = max(peak, profile[taken_at[v]])
                         taken_at[v] = -1
                 n_taken = 0
+            if now == FORWARD and t.released.shape[0] > 0:
+                held = 0
+                for v in t.released:
+                    if wanted[v]:
+                        held += t.size[v] + (budget >> 2)  # so that small values weigh something, too
+                if held > 0:  # over the budget, whatever else fits
+                    peak = max(peak, budget + held)
+                    excess += held
             program = now
         gone = 0  # bytes that exist while o runs, and not after it
         for q in range(t.output_start[o], t.output_start[o + 1]):

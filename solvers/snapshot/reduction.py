@@ -16,6 +16,7 @@ the first run of c on. (`superseded`) (2) If moreover every other input of c is 
 not repeatable), then c may run directly after *any* run of v's producer, so v need not be in memory at any later
 instant at all. (`eliminated`) The second exchange may overfill memory inside of a burst of recomputation; the
 relaxation has no row there. Where c has a second input that has to be recomputed, (2) is wrong, and only (1) is used.
+Both mean to keep w in the place of v, so neither is used where w must not be held across the turn and v may be.
 """
 
 from __future__ import annotations
@@ -56,6 +57,17 @@ class Reduction:
     eliminated: dict[int, int]
 
     @property
+    def released(self) -> frozenset[int]:
+        """Values that are not in memory while operator :attr:`turn` first runs, in every schedule."""
+        return frozenset(self.graph.released)
+
+    @property
+    def turn(self) -> int:
+        """The first operator of the loss; -1 where there is none: a recomputation may then stand before any other."""
+        turn = self.graph.last_forward + 1
+        return turn if turn < len(self.graph) and self.graph.operators[turn].phase == "loss" else -1
+
+    @property
     def flexible(self) -> list[int]:
         """All flexible values in the order of their producers."""
         return [v for outputs in self.outputs for v in outputs]
@@ -85,8 +97,10 @@ def reduce(graph: Graph, store_all_peak_bytes: int, tiny_fraction: float = TINY_
     legal = can_repeat(graph)
     threshold = tiny_fraction * store_all_peak_bytes
     last_use = [max(uses, default=values[v].producer) for v, uses in enumerate(graph.uses)]
+    released = set(graph.released)  # also tiny ones: what must be recomputed has its price in the bound
     movable = [
-        value.kind == "activation" and value.size_bytes >= threshold and value.size_bytes > 0 for value in values
+        value.kind == "activation" and value.size_bytes > 0 and (value.size_bytes >= threshold or v in released)
+        for v, value in enumerate(values)
     ]
     repeatable = [legal[o] and any(movable[v] for v in graph.operators[o].outputs) for o in range(n)]
     last_want = _last_wants(graph, repeatable, movable, last_use)
@@ -130,6 +144,7 @@ def _exchanges(
 ) -> tuple[dict[int, int], dict[int, int]]:
     superseded: dict[int, int] = {}
     eliminated: dict[int, int] = {}
+    released = set(graph.released)
     for value, users in enumerate(graph.uses):
         if not flexible[value] or len(users) != 1:
             continue
@@ -137,6 +152,8 @@ def _exchanges(
         if not repeatable[consumer] or len(outputs[consumer]) != 1:
             continue
         if graph.values[outputs[consumer][0]].size_bytes > graph.values[value].size_bytes:
+            continue
+        if outputs[consumer][0] in released and value not in released:
             continue
         superseded[value] = consumer
         if all(v == value or not repeatable[graph.values[v].producer] for v in inputs[consumer]):

@@ -25,7 +25,7 @@ from typing import ClassVar
 from graph_capture.graph import Graph
 from solvers.hints import NO_HINTS, Hints
 from solvers.schedule import Schedule
-from solvers.simulator import simulate
+from solvers.simulator import simulate_store_all
 from solvers.snapshot.engine import EnginePool
 from solvers.snapshot.reduction import reduce
 from solvers.snapshot.relaxation import PERCENT
@@ -36,6 +36,9 @@ BOUND_SCOPE = (
     "every schedule that first runs the operators in captured order and runs any repeatable operator again, "
     "any number of times, anywhere outside of the loss"
 )
+
+
+RELEASED_SCOPE = f"{BOUND_SCOPE}, and holds none of the {{}} values across the turn that are to be recomputed"
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class SnapshotRefinement(Solver):
         """See :meth:`solvers.solution.Solver.solve`."""
         began = time.monotonic()
         store_all = Schedule.store_all(graph)
-        baseline = simulate(graph, store_all)
-        fits = baseline.peak_bytes <= budget_bytes
+        baseline = simulate_store_all(graph)
+        fits = baseline.peak_bytes <= budget_bytes and not graph.released
         if fits or not len(graph):  # without operators, what is resident decides alone
             return Solution(
                 solver=self.name,
@@ -118,7 +121,7 @@ def _conclude(search: Search, floor: int, floor_bytes: int) -> Solution:
         lower_bound=bound,
         predicted_peak_bytes=search.incumbent.peak_bytes,
         search_class=SearchClass.ORDERED,
-        bound_scope=BOUND_SCOPE,
+        bound_scope=RELEASED_SCOPE.format(len(graph.released)) if graph.released else BOUND_SCOPE,
         seconds=time.monotonic() - search.began,
         hit_limit=search.hit_limit and not search.closed(),
         message=message,

@@ -110,11 +110,12 @@ class _Builder:
     def add_keep_columns(self, i: int) -> None:
         """k[i,v] for values made before t_i that can still be wanted and that no exchange makes superfluous."""
         start, reduction = self.instants[i], self.reduction
+        released = reduction.released if start == reduction.turn else frozenset[int]()
         for o in range(start):
             for v in reduction.outputs[o]:
                 gone = v in reduction.eliminated and reduction.eliminated[v] < start
                 if reduction.last_want[v] >= start and not gone:
-                    self.keep[i][v] = self.program.add_column()
+                    self.keep[i][v] = self.program.add_column(upper=0.0 if v in released else 1.0)
 
     def add_rerun_columns(self, i: int) -> None:
         """r[i,o]; an operator whose one value is eliminated shares the column of the consumer that eliminates it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from solvers.snapshot.lift import lift
 from solvers.snapshot.project import project
 from solvers.snapshot.reduction import Reduction
 from solvers.snapshot.relaxation import PERCENT, Relaxation, build
+from solvers.turn import released_order
 
 if TYPE_CHECKING:
     from solvers.free_order.annealer import FreeOrderAnnealer
@@ -88,9 +90,14 @@ class Search:
             start = 0
         profile = self.baseline.timeline_bytes
         self.instants = {0, max(range(start, len(profile)), key=profile.__getitem__)}
+        if self.graph.released:
+            self.instants.add(self.graph.last_forward + 1)  # the turn, where they must not be there
         self.rows: set[int] | None = set() if len(self.graph) > ALL_ROWS_LIMIT else None
         self._annealer: Annealer | None = None
         self.incumbent = Incumbent(self.graph, self.budget_bytes, self.baseline.peak_bytes, lambda: self.annealer)
+        if self.graph.released:  # the store-all schedule is not allowed; mended, it is
+            self.incumbent.smallest_peak_bytes = sys.maxsize
+            self.incumbent.consider(list(range(len(self.graph))), "store-all, mended")
         self.walker: FreeOrderAnnealer | None = None
         self.unmended: list[int] | None = None  # the last lifted sequence that did not fit, but not by far
         self.lower_bound = PERCENT * self.hints.lower_bound
@@ -213,7 +220,8 @@ class Search:
 
     def lifted(self, relaxation: Relaxation, answer: Answer) -> list[int]:
         """The better of the two lifts of a point: the cheaper one of those that fit, else the one with less excess."""
-        orders = [lift(self.reduction, relaxation, answer.columns, early_drops=early) for early in (False, True)]
+        lifts = [lift(self.reduction, relaxation, answer.columns, early_drops=early) for early in (False, True)]
+        orders = [released_order(self.graph, order) for order in lifts]
         if orders[0] == orders[1]:
             return orders[0]
 
@@ -314,6 +322,9 @@ class Search:
         """Walk from the best sequence, which fits, by moves that cost the logarithm of its length."""
         seconds = min(seconds, self.remaining_seconds())
         if self.annealer is None or self.incumbent.order is None or seconds <= 0.0:
+            return
+        if self.graph.released:  # those moves know nothing of the turn
+            self.mend(self.incumbent.order, seconds, in_between)
             return
         from solvers.free_order.annealer import POLISH, Effort, FreeOrderAnnealer
 

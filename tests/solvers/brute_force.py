@@ -119,6 +119,11 @@ class BruteForce:
             return
         if self._inputs[index] & self._released(state):
             return
+        at_turn = (
+            not again and state.done == self.graph.last_forward + 1
+        )  # the first step behind it, if there is a loss
+        if at_turn and any(state.alive >> v & 1 for v in self.graph.released):
+            return
         program = self._program(state, index)
         taken_choices: list[int | None] = [None]
         for source, _ in operator.in_place:
