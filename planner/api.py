@@ -17,13 +17,13 @@ from graph_capture.inputs import resolve_inputs
 from planner.budget import Budget, parse_budget
 from planner.describe import describe_environment, describe_inputs, describe_model, describe_solver
 from planner.errors import error_for_solution
+from planner.pins import NO_PINS, Patterns, Pins, pinned, pins_of
 from planner.plan_file import Plan
 from planner.plan_parts import BudgetRequest, LossPlace
 from planner.ranks import refuse_wrapper
 from solvers.auto import Auto
 from solvers.hints import Hints, ProgressListener
-from solvers.schedule import Schedule
-from solvers.simulator import simulate
+from solvers.simulator import simulate, simulate_store_all
 from solvers.solution import Solution, Solver
 
 LossFn = Callable[[Any], torch.Tensor]
@@ -42,6 +42,8 @@ def plan(
     gradient_accumulation: bool = True,
     extra_bytes: Mapping[str, int] | None = None,
     costs: Costs = "roofline",
+    keep: Patterns = (),
+    recompute: Patterns = (),
     progress: ProgressListener | None = None,
 ) -> Plan:
     """Decide what one training step of `model` keeps and what it recomputes, within a budget in bytes.
@@ -63,19 +65,23 @@ def plan(
     - `extra_bytes`: memory beside the step's, by label, such as optimizer state and a headroom for fragmentation.
     - `costs`: where the operators' seconds come from: a `"roofline"` of the device, each distinct operator `"measured"`
       on the device at hand (it then runs, on zeros), or `"flops"` alone.
+    - `keep`, `recompute`: modules whose results are held, or are recomputed, whatever the solver would decide, by name
+      or pattern such as `"transformer.h.*.attn"`; :mod:`planner.pins` says exactly what they mean.
     - `progress`: called with a :class:`~solvers.hints.Progress` now and then while the solver works.
 
     **Returns:**
 
     A :class:`Plan`, verified by the simulator.
 
-    Raises :class:`~planner.errors.BudgetError`, :class:`~planner.errors.CaptureError`, and
-    :class:`~planner.errors.InfeasibleBudgetError` with the smallest budget known to work.
+    Raises :class:`~planner.errors.BudgetError`, :class:`~planner.errors.PinError`,
+    :class:`~planner.errors.CaptureError`, and :class:`~planner.errors.InfeasibleBudgetError` with the smallest budget
+    known to work.
     """
     wanted = parse_budget(budget)
     solver = solver if solver is not None else Auto()
     if time_limit_seconds is not None:
         solver = with_time_limit(solver, time_limit_seconds)
+    pins = pins_of(keep, recompute)
     module, captured, capture_seconds = capture_with_peak(
         model,
         example_inputs,
@@ -85,22 +91,25 @@ def plan(
         gradient_accumulation=gradient_accumulation,
         extra_bytes=extra_bytes,
         costs=costs,
+        pins=pins,
     )
     assert captured.eager_peak_bytes is not None
     budget_bytes = wanted.resolve(captured.eager_peak_bytes)
     solution = solver.solve(captured.graph, budget_bytes, Hints(progress=progress))
     if solution.schedule is None:
         raise error_for_solution(solution, captured.graph, budget_bytes, captured.eager_peak_bytes)
-    return plan_of(module, captured, wanted, budget_bytes, solution, solver, capture_seconds, costs)
+    return plan_of(module, captured, wanted, budget_bytes, solution, solver, capture_seconds, costs, pins)
 
 
 def capture_with_peak(
     model: Any,
     example_inputs: Sequence[Any],
     example_kwargs: Mapping[str, Any] | None,
+    *,
+    pins: Pins = NO_PINS,
     **options: Any,
 ) -> tuple[torch.nn.Module, Capture, float]:
-    """The module, its captured step and the seconds that capture took; `options` as :func:`capture` takes them.
+    """The module, its captured step with its pins, and the seconds that it took; `options` as of :func:`capture`.
 
     Where eager cannot be counted on fake tensors, the store-all schedule's peak stands in for eager's.
     """
@@ -108,9 +117,10 @@ def capture_with_peak(
     module, args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     refuse_wrapper(module)
     captured = capture(module, args, kwargs, **options)
+    captured = dataclasses.replace(captured, graph=pinned(captured.graph, pins))
     seconds = time.perf_counter() - started
     if captured.eager_peak_bytes is None:
-        store_all = simulate(captured.graph, Schedule.store_all(captured.graph))
+        store_all = simulate_store_all(captured.graph)
         captured = dataclasses.replace(captured, eager_peak_bytes=store_all.peak_bytes)
     return module, captured, seconds
 
@@ -131,16 +141,17 @@ def plan_of(
     solver: Solver,
     capture_seconds: float,
     costs: Costs = "roofline",
+    pins: Pins = NO_PINS,
 ) -> Plan:
     """Put a solution and where it comes from into a plan."""
     graph = captured.graph
     assert solution.schedule is not None
     assert captured.eager_peak_bytes is not None
     simulation = simulate(graph, solution.schedule)
-    store_all = simulate(graph, Schedule.store_all(graph))
+    store_all = simulate_store_all(graph)
     overhead = simulation.recomputed_seconds / graph.step_seconds if graph.step_seconds else 0.0
     notes = list(captured.notes)
-    if budget_bytes >= store_all.peak_bytes:
+    if budget_bytes >= store_all.peak_bytes and not graph.released:
         notes.append("the budget covers the store-all schedule: nothing is recomputed")
     return Plan(
         environment=describe_environment(captured.device.name),
@@ -173,6 +184,7 @@ def plan_of(
         step_seconds=graph.step_seconds,
         message=solution.message,
         notes=tuple(notes),
+        pins=pins,
         settings=_settings(captured, solver) | {"costs": costs},
         schedule=solution.schedule,  # type: ignore[arg-type]
         graph=graph,  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from planner.budget import Budget, parse_budget
 from planner.errors import RewriteError
+from planner.pins import Pins, pins_of
 from planner.plan_file import Plan
 from solvers.auto import Auto
 from solvers.solution import Solver
@@ -27,7 +28,8 @@ class CompileOptions(BaseModel):
       not given, since a plan that would be left aside is a mistake.
     - `compiler`: as in :func:`planner.rewrite`.
     - `on_plan`: called with the plan that was made for the budget.
-    - `device`, `solver`, `time_limit_seconds`, `gradient_accumulation`, `extra_bytes`: as in :func:`planner.plan`.
+    - `device`, `solver`, `time_limit_seconds`, `gradient_accumulation`, `extra_bytes`, `keep`, `recompute`: as in
+      :func:`planner.plan`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -42,6 +44,8 @@ class CompileOptions(BaseModel):
     time_limit_seconds: float | None = None
     gradient_accumulation: bool = True
     extra_bytes: dict[str, int] = Field(default_factory=dict)
+    keep: str | Sequence[str] = ()
+    recompute: str | Sequence[str] = ()
 
     @property
     def given_plan(self) -> Plan | None:
@@ -52,6 +56,11 @@ class CompileOptions(BaseModel):
             return Plan.load(self.plan)
         except OSError as error:
             raise RewriteError(f"option 'plan' of torch.compile(backend='checkpoint_planner'): {error}") from error
+
+    @property
+    def pins(self) -> Pins:
+        """The modules that were pinned."""
+        return pins_of(self.keep, self.recompute)
 
     @property
     def wanted(self) -> Budget:
@@ -86,5 +95,10 @@ def read_options(given: Mapping[str, Any] | None, mode: str | None) -> CompileOp
         raise RewriteError(
             "torch.compile(backend='checkpoint_planner') needs options={'budget': '12GiB'} or options={'plan': plan}, "
             "and not both"
+        )
+    if options.plan is not None and options.pins:
+        raise RewriteError(
+            "options 'keep' and 'recompute' of torch.compile(backend='checkpoint_planner') go with a budget: a plan "
+            "has its own pins, plan(model, budget, keep=..., recompute=...) makes it"
         )
     return options

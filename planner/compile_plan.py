@@ -34,10 +34,11 @@ from planner.api import plan_of
 from planner.compile_options import CompileOptions
 from planner.decide import Decider
 from planner.errors import error_for_solution
+from planner.pins import pinned
 from planner.plan_file import Plan
 from planner.ranks import compare_plans, from_first_rank
 from solvers.schedule import Schedule
-from solvers.simulator import simulate
+from solvers.simulator import simulate_store_all
 
 
 class CompiledFunction(nn.Module):
@@ -148,8 +149,8 @@ def plan_joint(
             name="compiled function",
         )
         bare, _ = bare_graph(joint)
-        graph = round_allocations(graph, device)
-        store_all = simulate(graph, Schedule.store_all(graph)).peak_bytes
+        graph = pinned(round_allocations(graph, device), options.pins)
+        store_all = simulate_store_all(graph).peak_bytes
         above, source = eager
         captured = Capture(
             graph=graph,
@@ -170,7 +171,7 @@ def plan_joint(
         solution = solver.solve(graph, budget_bytes)
         if solution.schedule is None:
             raise error_for_solution(solution, graph, budget_bytes, captured.eager_peak_bytes)
-        return plan_of(function, captured, wanted, budget_bytes, solution, solver, seconds)
+        return plan_of(function, captured, wanted, budget_bytes, solution, solver, seconds, pins=options.pins)
 
 
 def _eager_peak(function: CompiledFunction, loss: LossChoice, accumulation: bool) -> tuple[int | None, str]:

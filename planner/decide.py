@@ -20,6 +20,7 @@ from graph_capture.joint import Joint, tensors_of
 from graph_capture.prepare import differentiable_outputs, example_value, output_nodes
 from planner.budget import format_bytes
 from planner.errors import PlanMismatchError, error_for_solution
+from planner.pins import pinned
 from planner.plan_file import Plan
 from solvers.registry import solver_class
 from solvers.schedule import Schedule
@@ -147,6 +148,8 @@ class Decider:
         chosen: dict[str, Any] = self.plan.settings["solver"]
         solver = solver_class(chosen["name"])(**chosen["options"])
         with _disable_current_modes():
+            # A module that computes nothing in this mode of the model has nothing to pin.
+            priced = pinned(priced, self.plan.pins, strict=False)
             solution = solver.solve(priced, self.plan.budget_bytes)
         if solution.schedule is None:
             raise error_for_solution(solution, priced, self.plan.budget_bytes)

@@ -4,6 +4,7 @@
     ├── BudgetError (ValueError)       a budget that cannot be read
     ├── NoScheduleError                no schedule was found; carries the solver's Solution
     │   └── InfeasibleBudgetError      ... and it is proven that there is none
+    ├── PinError (ValueError)          keep= or recompute= name a module that is not there, or contradict each other
     ├── InvalidPlanError               a plan that contradicts itself, as one over its own budget
     │   └── PlanFileError              ... read from a file, or a file that is no plan at all
     ├── PlanMismatchError              a plan that was made for another model, other inputs or another mode
@@ -39,6 +40,7 @@ __all__ = [
     "InvalidPlanError",
     "LoopError",
     "NoScheduleError",
+    "PinError",
     "PlanFileError",
     "PlanMismatchError",
     "PlannerError",
@@ -54,6 +56,10 @@ class PlannerError(Exception):
 
 class BudgetError(PlannerError, ValueError):
     """A budget cannot be read; the message says what to write instead."""
+
+
+class PinError(PlannerError, ValueError):
+    """`keep` or `recompute` name no module, or contradict each other; the message lists the names that are near."""
 
 
 class NoScheduleError(PlannerError):
@@ -127,6 +133,7 @@ def error_for_solution(
     - `eager_peak_bytes`: if it is known, the smallest budget is given as a percentage of it, too.
     """
     from planner.budget import format_bytes
+    from planner.pins import is_pinned
     from solvers.solution import Status, memory_floor
 
     infeasible = solution.status is Status.INFEASIBLE
@@ -149,6 +156,8 @@ def error_for_solution(
         lines.append(
             f"the floor is set by operator {name}{f' of {place}' if place else ''}: {format_bytes(floor_bytes)}"
         )
+    if is_pinned(graph):
+        lines.append("the modules pinned by keep= and recompute= count: without them less may do")
     advice = "raise the budget" if infeasible else "raise the budget, allow more time or try another solver"
     lines.append(f"{advice}, or make the step smaller (batch size, sequence length, dtype)")
     kind = InfeasibleBudgetError if infeasible else NoScheduleError

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from graph_capture.costs import Costs
 from graph_capture.devices import Device
 from graph_capture.graph import Graph
 from planner.api import LossFn, capture_with_peak
+from planner.pins import Patterns, pinned, pins_of
 from solvers.minimum_budget import MinimumBudget
 from solvers.minimum_budget import minimum_budget as smallest_peak
 from solvers.solution import Solver
@@ -24,6 +26,9 @@ def minimum_budget(
     time_limit_seconds: float = 60.0,
     gradient_accumulation: bool = True,
     extra_bytes: Mapping[str, int] | None = None,
+    costs: Costs = "roofline",
+    keep: Patterns = (),
+    recompute: Patterns = (),
 ) -> MinimumBudget:
     """The smallest peak in bytes that any known schedule of a training step reaches, whatever it costs.
 
@@ -39,8 +44,9 @@ def minimum_budget(
     p = plan(model, smallest.peak_bytes, (ids,), {"labels": ids})
     ```
     """
+    pins = pins_of(keep, recompute)
     if isinstance(model, Graph):
-        graph = model
+        graph = pinned(model, pins)
     else:
         _, captured, _ = capture_with_peak(
             model,
@@ -50,6 +56,8 @@ def minimum_budget(
             device=device,
             gradient_accumulation=gradient_accumulation,
             extra_bytes=extra_bytes,
+            costs=costs,
+            pins=pins,
         )
         graph = captured.graph
     return smallest_peak(graph, solver, time_limit_seconds=time_limit_seconds)

@@ -13,17 +13,18 @@ from typing import Any
 import torch
 
 from graph_capture.capture import Capture
+from graph_capture.costs import Costs
 from graph_capture.devices import Device
 from graph_capture.graph import Graph
 from planner.api import LossFn, capture_with_peak, plan_of, with_time_limit
 from planner.budget import Budget, parse_budget
 from planner.errors import error_for_solution
+from planner.pins import Patterns, Pins, pinned, pins_of
 from planner.plan_file import Plan
 from solvers.auto import Auto
 from solvers.hints import ProgressListener
 from solvers.pareto import curve
-from solvers.schedule import Schedule
-from solvers.simulator import simulate
+from solvers.simulator import simulate_store_all
 from solvers.solution import Solution, Solver
 
 
@@ -80,6 +81,8 @@ class _Origin:
     captured: Capture
     solver: Solver
     capture_seconds: float
+    costs: Costs
+    pins: Pins
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ class Pareto:
             point.solution,
             origin.solver,
             origin.capture_seconds,
+            origin.costs,
+            origin.pins,
         )
 
 
@@ -133,6 +138,9 @@ def pareto(
     time_limit_seconds: float | None = None,
     gradient_accumulation: bool = True,
     extra_bytes: Mapping[str, int] | None = None,
+    costs: Costs = "roofline",
+    keep: Patterns = (),
+    recompute: Patterns = (),
     progress: ProgressListener | None = None,
 ) -> Pareto:
     """The cheapest known schedule, and a lower bound, for each of several budgets.
@@ -150,9 +158,10 @@ def pareto(
     if time_limit_seconds is not None:
         solver = with_time_limit(solver, time_limit_seconds)
     origin: _Origin | None = None
+    pins = pins_of(keep, recompute)
     if isinstance(model, Graph):
-        graph = model
-        eager_peak_bytes = simulate(graph, Schedule.store_all(graph)).peak_bytes
+        graph = pinned(model, pins)
+        eager_peak_bytes = simulate_store_all(graph).peak_bytes
     else:
         module, captured, capture_seconds = capture_with_peak(
             model,
@@ -162,14 +171,16 @@ def pareto(
             device=device,
             gradient_accumulation=gradient_accumulation,
             extra_bytes=extra_bytes,
+            costs=costs,
+            pins=pins,
         )
         assert captured.eager_peak_bytes is not None
         graph, eager_peak_bytes = captured.graph, captured.eager_peak_bytes
-        origin = _Origin(module, captured, solver, capture_seconds)
+        origin = _Origin(module, captured, solver, capture_seconds, costs, pins)
     names = {budget.resolve(eager_peak_bytes): str(budget) for budget in wanted}
     points = tuple(
         ParetoPoint(names[point.budget_bytes], point.budget_bytes, point.solution)
         for point in curve(graph, names, solver, progress)
     )
-    store_all_peak_bytes = simulate(graph, Schedule.store_all(graph)).peak_bytes
+    store_all_peak_bytes = simulate_store_all(graph).peak_bytes
     return Pareto(points, graph, eager_peak_bytes, store_all_peak_bytes, origin)

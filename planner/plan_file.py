@@ -25,6 +25,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 
 from graph_capture.graph import Graph
 from planner.errors import InvalidPlanError, PlanFileError
+from planner.pins import Pins
 from planner.plan_judge import Claims, judge
 from planner.plan_parts import (
     BudgetRequest,
@@ -43,8 +44,11 @@ from planner.plan_parts import (
 from solvers.schedule import Schedule
 from solvers.simulator import Simulation
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """Major and minor. A minor version adds fields; a major one changes what a field means."""
+
+_SINCE_MINOR = {"pins": 1}
+"""Fields that a file of an older minor version does not have."""
 
 StrictIndex = Annotated[int, Field(strict=True)]
 
@@ -70,6 +74,7 @@ class Plan(BaseModel):
     - `first_peak_bytes`, `later_peak_bytes`: peaks of a first and of a later micro-batch; `regime` says which binds.
     - `graph`, `schedule`: plain data; :meth:`to_graph` and :meth:`to_schedule` give the objects. The constructor also
       takes the objects themselves.
+    - `pins`: the modules that were to be kept and to be recomputed (:mod:`planner.pins`); since schema 1.1.
     - `settings`: how to plan again after a change: solver and its options, device, costs, gradient
       accumulation, extra bytes.
 
@@ -110,6 +115,7 @@ class Plan(BaseModel):
     step_seconds: Seconds
     message: str = ""
     notes: tuple[str, ...] = ()
+    pins: Pins = Pins()
     settings: PlainDict
     schedule: Annotated[tuple[StrictIndex | tuple[StrictIndex, StrictIndex], ...], BeforeValidator(_schedule_data)]
     graph: Annotated[PlainDict, BeforeValidator(_graph_data)]
@@ -137,6 +143,7 @@ class Plan(BaseModel):
             structure_fingerprint=self.structure_fingerprint,
             parameters=self.model.parameters,
             parameter_fingerprint=self.model.parameter_fingerprint,
+            pins=self.pins,
         )
         self._graph, self._schedule, self._simulation, self._store_all = judge(self.graph, self.schedule, claims)
 
@@ -201,7 +208,9 @@ class Plan(BaseModel):
         fields = _parse(text)
         _check_version(fields)
         checksum = fields.pop("checksum", None)
-        missing = [name for name in cls.model_fields if name not in fields]
+        minor = int(fields["schema_version"].split(".")[1])
+        expected = [name for name in cls.model_fields if minor >= _SINCE_MINOR.get(name, 0)]
+        missing = [name for name in expected if name not in fields]
         if missing:
             raise PlanFileError(f"the field {missing[0]!r} is missing; the file was changed or cut off. {_PLAN_AGAIN}")
         try:

@@ -13,10 +13,11 @@ from typing import Any
 
 from graph_capture.graph import Graph, GraphError
 from planner.budget import format_bytes
-from planner.errors import InvalidPlanError
+from planner.errors import InvalidPlanError, PinError
+from planner.pins import Pins, pinned, unpinned
 from planner.plan_parts import ParameterRow, parameter_fingerprint
 from solvers.schedule import Schedule
-from solvers.simulator import ScheduleError, Simulation, simulate
+from solvers.simulator import ScheduleError, Simulation, simulate, simulate_store_all
 
 TOLERANCE = 1e-9
 """Relative: seconds are added up in another order by whoever adds them, bytes never are."""
@@ -41,6 +42,7 @@ class Claims:
     structure_fingerprint: str
     parameters: tuple[ParameterRow, ...]
     parameter_fingerprint: str
+    pins: Pins
 
 
 def judge(
@@ -57,10 +59,11 @@ def judge(
     _same("graph's structure fingerprint", claims.structure_fingerprint, graph.structure_fingerprint)
     _same("parameter fingerprint", claims.parameter_fingerprint, parameter_fingerprint(claims.parameters))
     _same("number of loss operators", claims.loss_operators, sum(o.phase == "loss" for o in graph.operators))
+    _check_pins(graph, claims.pins)
     schedule = Schedule.from_list(rows)
     try:
         simulation = simulate(graph, schedule)
-        store_all = simulate(graph, Schedule.store_all(graph))
+        store_all = simulate_store_all(graph)
     except ScheduleError as error:
         raise InvalidPlanError(f"the plan's schedule is not legal: {error}") from error
     if simulation.peak_bytes > claims.budget_bytes:
@@ -88,6 +91,16 @@ def _graph(data: Mapping[str, Any]) -> Graph:
         return graph
     except (GraphError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise InvalidPlanError(f"the plan's graph cannot be rebuilt: {error}") from error
+
+
+def _check_pins(graph: Graph, pins: Pins) -> None:
+    """The graph must be what the pins make of it; nothing else may be released or said to be asked for."""
+    try:
+        expected = pinned(graph, pins, strict=False) if pins else unpinned(graph)
+    except PinError as error:
+        raise InvalidPlanError(f"the plan's pins contradict each other: {error}") from error
+    if expected.fingerprint != graph.fingerprint:
+        raise InvalidPlanError("the plan's graph is not pinned as its keep and recompute say")
 
 
 def _same(what: str, stated: object, found: object) -> None:

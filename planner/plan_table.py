@@ -29,6 +29,7 @@ def plan_rows(plan: Plan) -> list[Row]:
         *_memory(plan),
         *_price(plan),
         ("operators", _operators(plan)),
+        *_pins(plan),
         ("seconds", f"capture {plan.capture_seconds:.2f}, solve {plan.solve_seconds:.2f}"),
     ]
     if plan.message:
@@ -92,6 +93,12 @@ def _binds(plan: Plan, regime: str) -> str:
         return ", binds"
     counted = regime == "first" or plan.to_graph().gradient_accumulation
     return "" if counted else ", not planned for (no gradient accumulation)"
+
+
+def _pins(plan: Plan) -> list[Row]:
+    from planner.report.pins import pin_texts
+
+    return pin_texts(plan.to_graph(), plan.to_schedule(), plan.pins)
 
 
 def _price(plan: Plan) -> list[Row]:

@@ -23,8 +23,7 @@ from planner.certificate.proof import CUT_ROUNDS, Claim, best_proof
 from planner.certificate.verify import CertificateReport, verify_certificate
 from planner.certificate.write import certificate_data
 from planner.errors import CertificateError
-from solvers.schedule import Schedule
-from solvers.simulator import simulate
+from solvers.simulator import simulate_store_all
 from solvers.solution import Solution, Status
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def export_certificate(
 def _make(claim: Claim, time_limit_seconds: float, leaf_limit: int, cut_rounds: int) -> Certificate:
     until = time.monotonic() + time_limit_seconds
     graph = claim.graph
-    proof = best_proof(claim, simulate(graph, Schedule.store_all(graph)), cut_rounds, until)
+    proof = best_proof(claim, simulate_store_all(graph), cut_rounds, until)
     nodes = [Node(proof.answer)] if proof.answer is not proof.linear else []
     if proof.answer.bound_seconds < claim.wanted_seconds and leaf_limit > 1:
         branching = Branching(proof.program, proof.answer)

@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("-o", "--output", metavar="PLAN", help="where to write the plan; without it, it is only shown")
     _solving(plan)
+    _prices_and_pins(plan)
 
     show = verbs.add_parser("show", parents=[common], help="what a plan decided, by module, and what fills its peak")
     show.add_argument("plan", metavar="PLAN", help="a plan file")
@@ -85,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="each as for `plan` (default: 90%% to 40%% of eager's peak)",
     )
     _solving(pareto)
+    _prices_and_pins(pareto)
     _pictures(pareto)
 
     check = verbs.add_parser("check", parents=[common], help="run one step with and without a plan, and compare")
@@ -105,6 +107,24 @@ def _solving(verb: argparse.ArgumentParser) -> None:
         action="store_false",
         help="plan for one micro-batch per optimizer step only",
     )
+
+
+def _prices_and_pins(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--costs",
+        choices=("roofline", "measured", "flops"),
+        default="roofline",
+        help="where the operators' seconds come from: a roofline of the device, measured on it, or FLOPs alone",
+    )
+    for name, what in (("keep", "held until their last use"), ("recompute", "recomputed in the backward pass")):
+        verb.add_argument(
+            f"--{name}",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="MODULE",
+            help=f'modules whose values are {what}, by name or pattern ("h.*.attn")',
+        )
 
 
 def _pictures(verb: argparse.ArgumentParser) -> None:

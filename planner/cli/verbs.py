@@ -43,6 +43,9 @@ def plan(options: argparse.Namespace) -> int:
                 device=device,
                 time_limit_seconds=options.time_limit,
                 gradient_accumulation=options.gradient_accumulation,
+                costs=options.costs,
+                keep=options.keep,
+                recompute=options.recompute,
                 progress=listener,
             )
     except NoScheduleError as error:

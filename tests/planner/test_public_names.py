@@ -29,6 +29,7 @@ NAMES = {
     "NoScheduleError",
     "Pareto",
     "ParetoPoint",
+    "PinError",
     "Plan",
     "PlanChangedWarning",
     "PlanFileError",
