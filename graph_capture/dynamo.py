@@ -77,10 +77,13 @@ def aot_settings() -> Iterator[None]:
     """The settings under which AOTAutograd traces for us.
 
     - `donated_buffer=False`: buffers that the backward may overwrite would forbid `retain_graph=True`.
+    - `backward_pass_autocast="off"`: a backward runs outside of autocast, as PyTorch recommends and as every trainer
+      does; by default what autocast was at the forward would cast operators of the backward, too.
     - `fallback_random` (Inductor's, which fx reads): a random operator whose result nobody uses stays, because it
       advances the generator, and with it what every later random operator draws.
     """
-    settings = functorch_config.patch(donated_buffer=False), inductor_config.patch(fallback_random=True)
+    ours = {"donated_buffer": False, "backward_pass_autocast": "off"}
+    settings = functorch_config.patch(ours), inductor_config.patch(fallback_random=True)
     with settings[0], settings[1], trained_recurrent_layers():
         yield
 

@@ -22,6 +22,7 @@ from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
 from graph_capture.build import Binding
 from graph_capture.graph import Graph
 from graph_capture.joint import tensors_of
+from planner.dropout import round_as_in_eager
 from planner.errors import RewriteError
 from planner.random_state import replay, save_random_state
 from solvers.schedule import Compute, Schedule, programs_of
@@ -54,6 +55,7 @@ def emit(graph: Graph, binding: Binding, schedule: Schedule, *, traceable: bool 
     With `traceable` the programs hold nothing but operators of torch without side effects on activations, for another
     compiler: no in-place forms, and random operators that run again carry their state through torch's own operators.
     """
+    round_as_in_eager(binding.joint.module.graph, traceable=traceable)
     return _Emitter(graph, binding, schedule, traceable).emit()
 
 
