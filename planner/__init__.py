@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from planner.loops import checkpoint_loop
+    from planner.max_batch_size import BatchTrial, MaxBatchSize, max_batch_size
     from planner.measure import StepMeasurement, measure_step
     from planner.minimum_budget import minimum_budget
     from planner.pareto import Pareto, ParetoPoint, pareto
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from planner.rewrite import restore, rewrite
 
 __all__ = [
+    "BatchTrial",
     "BlockPlans",
     "Budget",
     "BudgetError",
@@ -65,6 +67,7 @@ __all__ = [
     "InputsUnknownError",
     "InvalidPlanError",
     "LoopError",
+    "MaxBatchSize",
     "NoScheduleError",
     "Pareto",
     "ParetoPoint",
@@ -83,6 +86,7 @@ __all__ = [
     "checkpoint_loop",
     "export_certificate",
     "format_bytes",
+    "max_batch_size",
     "measure_step",
     "minimum_budget",
     "pareto",
@@ -95,10 +99,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "BatchTrial": "planner.max_batch_size",
     "BlockPlans": "planner.blocks",
     "Budget": "planner.budget",
     "Certificate": "planner.certificate.make",
     "CertificateReport": "planner.certificate.verify",
+    "MaxBatchSize": "planner.max_batch_size",
     "Pareto": "planner.pareto",
     "ParetoPoint": "planner.pareto",
     "Plan": "planner.plan_file",
@@ -109,6 +115,7 @@ _HOMES = {
     "checkpoint_loop": "planner.loops",
     "export_certificate": "planner.certificate.make",
     "format_bytes": "planner.budget",
+    "max_batch_size": "planner.max_batch_size",
     "measure_step": "planner.measure",
     "minimum_budget": "planner.minimum_budget",
     "pareto": "planner.pareto",

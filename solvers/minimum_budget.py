@@ -19,6 +19,7 @@ import time
 from dataclasses import dataclass
 
 from graph_capture.graph import Graph
+from solvers.hints import Hints
 from solvers.registry import solver_class
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solver, Status, memory_floor
@@ -74,7 +75,8 @@ class _Search:
     def probe(self, budget_bytes: int) -> None:
         """Ask the solver for any schedule within the budget, and learn from its answer."""
         self.probes += 1
-        solution = self.solver.solve(self.graph, budget_bytes)
+        # What is known nearly fits a budget that is a little smaller: a place to start from.
+        solution = self.solver.solve(self.graph, budget_bytes, Hints(schedules=(self.best.schedule,)))
         if solution.schedule is not None:
             self.take(solution.schedule)
             return

@@ -14,6 +14,7 @@ from graph_capture import errors as capture_errors
 from planner import errors
 
 NAMES = {
+    "BatchTrial",
     "BlockPlans",
     "Budget",
     "BudgetError",
@@ -26,6 +27,7 @@ NAMES = {
     "InputsUnknownError",
     "InvalidPlanError",
     "LoopError",
+    "MaxBatchSize",
     "NoScheduleError",
     "Pareto",
     "ParetoPoint",
@@ -44,6 +46,7 @@ NAMES = {
     "checkpoint_loop",
     "export_certificate",
     "format_bytes",
+    "max_batch_size",
     "measure_step",
     "minimum_budget",
     "pareto",
