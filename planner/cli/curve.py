@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.budget import Budget, format_bytes, parse_budget
 from planner.cli.progress import progress_on
-from planner.errors import PlannerError
+from planner.cli.questions import refuse_choices_for_a_plan
 from planner.formats import format_fraction, format_seconds
 
 if TYPE_CHECKING:
@@ -98,11 +98,7 @@ def _of_plan(options: argparse.Namespace, budgets: Sequence[Budget], solver: Sol
     from solvers.pareto import curve
 
     plan = Plan.load(options.target)
-    if options.keep or options.recompute or options.costs != "roofline":
-        raise PlannerError(
-            f"{options.target} is a plan, whose pins and prices are settled: --keep, --recompute and --costs go with "
-            "FILE_OR_MODULE:FACTORY"
-        )
+    refuse_choices_for_a_plan(options)
     limit = options.time_limit
     solver = solver if solver is not None else Auto() if limit is None else Auto(time_limit_seconds=limit)
     written = {budget.resolve(plan.eager_peak_bytes): str(budget) for budget in budgets}

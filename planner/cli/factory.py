@@ -27,8 +27,33 @@ class Made:
     loss_fn: Callable[..., Any] | None = None
 
 
+@dataclass(frozen=True)
+class MadeForBatches:
+    """A model, and a function that takes a batch size and returns what the model is called with."""
+
+    model: Any
+    make_inputs: Callable[[int], Any]
+    loss_fn: Callable[..., Any] | None = None
+
+
 def make(target: str) -> Made:
     """Load `target` and call it; raises :class:`~planner.errors.FactoryError` with the reason if that fails."""
+    return _normalise(target, _called(target))
+
+
+def make_for_batches(target: str) -> MadeForBatches:
+    """Load and call a factory that returns `(model, make_inputs)` or `(model, make_inputs, loss_fn)`."""
+    made = _called(target)
+    parts = cast(tuple[Any, ...], made) if isinstance(made, tuple) else ()
+    if len(parts) not in (2, 3) or not all(callable(part) for part in parts[1:]):
+        raise FactoryError(
+            f"{target} must return (model, make_inputs) or (model, make_inputs, loss_fn), where make_inputs(batch) "
+            "returns what the model is called with"
+        )
+    return MadeForBatches(*parts)
+
+
+def _called(target: str) -> Any:
     place, colon, name = target.rpartition(":")
     if not (colon and place and name):
         raise FactoryError(f"{target!r} has no factory; write FILE:FACTORY, such as train.py:make_model")
@@ -42,10 +67,9 @@ def make(target: str) -> Made:
     if not callable(factory):
         raise FactoryError(f"{target} is a {type(factory).__name__}; it must be a function that returns {_FORMS}")
     try:
-        made = factory()
+        return factory()
     except Exception as error:
         raise FactoryError(f"{target} failed with {type(error).__name__}: {error}") from error
-    return _normalise(target, made)
 
 
 def _normalise(target: str, made: Any) -> Made:

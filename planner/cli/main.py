@@ -5,7 +5,7 @@
 | 0    | done                                                                               |
 | 1    | an error: one line on stderr, with `--traceback` the whole of it                   |
 | 2    | the budget is infeasible, and that is proven                                       |
-| 3    | `check` found something that does not hold                                         |
+| 3    | `check` or `verify` found something that does not hold                             |
 
 Nothing is imported before a verb needs it: `--help` loads neither torch nor a solver nor pydantic, `show` and `compare`
 no torch.
@@ -18,7 +18,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from planner._version import __version__
@@ -93,8 +93,54 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("plan", metavar="PLAN", help="a plan file")
     check.add_argument("target", metavar="FILE_OR_MODULE:FACTORY", help=_TARGET_HELP)
 
+    _questions(verbs.add_parser, common)
+    _certificates(verbs.add_parser, common)
     verbs.add_parser("solvers", parents=[common], help="the solvers that there are")
     return parser
+
+
+def _questions(add_verb: Callable[..., argparse.ArgumentParser], common: _Parser) -> None:
+    smallest = add_verb(
+        "minimum-budget", parents=[common], help="the smallest budget that works, with a bound below it"
+    )
+    smallest.add_argument(
+        "target", metavar="PLAN_OR_FACTORY", help=f"a plan file, whose graph is used, or {_TARGET_HELP}"
+    )
+    _solving(smallest)
+    _prices_and_pins(smallest)
+
+    batch = add_verb("max-batch", parents=[common], help="the largest batch that fits, with its plan")
+    batch.add_argument(
+        "target",
+        metavar="FILE_OR_MODULE:FACTORY",
+        help="a function that returns (model, make_inputs) or (model, make_inputs, loss_fn); make_inputs(batch) "
+        "returns what the model is called with",
+    )
+    batch.add_argument("--budget", required=True, help='bytes with a unit ("12GiB")')
+    batch.add_argument("-o", "--output", metavar="PLAN", help="where to write the plan of that batch")
+    batch.add_argument("--max-overhead", metavar="PERCENT", type=float, help="the most that a step may take longer")
+    batch.add_argument("--multiple-of", metavar="N", type=int, default=1, help="try multiples of N only (default: 1)")
+    batch.add_argument("--limit", metavar="N", type=int, help="try no larger batch (default: 65536)")
+    batch.add_argument(
+        "--prefer",
+        choices=("largest", "fastest"),
+        default="largest",
+        help="the largest batch, or the one with the most samples per second by the cost model",
+    )
+    _solving(batch)
+    _prices_and_pins(batch)
+
+
+def _certificates(add_verb: Callable[..., argparse.ArgumentParser], common: _Parser) -> None:
+    certify = add_verb("certify", parents=[common], help="write what proves a plan's bound, for others to check")
+    certify.add_argument("plan", metavar="PLAN", help="a plan file")
+    certify.add_argument("-o", "--output", metavar="CERTIFICATE", required=True, help="where to write the certificate")
+    certify.add_argument(
+        "--time-limit", metavar="SECONDS", type=_seconds, default=60.0, help="for the search of a proof (default: 60)"
+    )
+
+    verify = add_verb("verify", parents=[common], help="check a certificate in exact arithmetic, without solvers")
+    verify.add_argument("certificate", metavar="CERTIFICATE", help="a certificate file")
 
 
 def _solving(verb: argparse.ArgumentParser) -> None:
@@ -153,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from planner.cli import verbs
 
-    code: int = getattr(verbs, options.verb)(options)
+    code: int = getattr(verbs, options.verb.replace("-", "_"))(options)
     sys.stdout.flush()
     return code
 

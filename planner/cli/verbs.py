@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
 from planner.cli.main import CHECK_FAILED, OK
 from planner.cli.paths import check_output
-from planner.errors import NoScheduleError, PlannerError
+from planner.errors import CertificateError, NoScheduleError, PlannerError
 
 if TYPE_CHECKING:
+    from planner.certificate.verify import CertificateReport
     from planner.plan_file import Plan
     from solvers.solution import Solver
 
@@ -119,6 +121,74 @@ def pareto(options: argparse.Namespace) -> int:
     return OK
 
 
+def minimum_budget(options: argparse.Namespace) -> int:
+    """Look for the smallest budget that works."""
+    device, solver = _device(options.device), _solver(options)
+    from planner.cli.questions import minimum_data, minimum_text, solve_minimum
+
+    found = solve_minimum(options, solver, device)
+    if options.json:
+        _print_json(minimum_data(found))
+    else:
+        print(minimum_text(found))
+    return OK
+
+
+def max_batch(options: argparse.Namespace) -> int:
+    """Look for the largest batch that fits."""
+    device, solver = _device(options.device), _solver(options)
+    from planner.cli.questions import batch_data, batch_text, solve_batch
+
+    try:
+        found = solve_batch(options, solver, device)
+    except NoScheduleError as error:
+        if options.json:
+            _print_json(_no_schedule(error))
+        raise
+    if options.output:
+        found.plan.save(options.output)
+    if options.json:
+        _print_json({**batch_data(found), "output": options.output})
+        return OK
+    print(batch_text(found))
+    if options.output:
+        print(f"\nthe plan of that batch is written to {options.output}")
+    return OK
+
+
+def certify(options: argparse.Namespace) -> int:
+    """Write the certificate of a plan."""
+    check_output(options.output, "the certificate")
+    from planner.certificate.make import export_certificate
+    from planner.plan_file import Plan
+
+    report = export_certificate(Plan.load(options.plan), options.output, time_limit_seconds=options.time_limit)
+    if options.json:
+        _print_json({**_report_data(report), "output": options.output})
+    else:
+        print(f"{report}\n\nwritten to {options.output}; `checkpoint-planner verify {options.output}` checks it")
+    return OK
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Check a certificate; what it does not prove is a failed check."""
+    from planner.certificate.verify import verify_certificate
+
+    try:
+        report = verify_certificate(options.certificate)
+    except CertificateError as error:
+        if options.json:
+            _print_json({"valid": False, "message": str(error)})
+        else:
+            print(f"not valid: {error}")
+        return CHECK_FAILED
+    if options.json:
+        _print_json({"valid": True, **_report_data(report)})
+    else:
+        print(report)
+    return OK
+
+
 def check(options: argparse.Namespace) -> int:
     """Run one step with and without a plan, and compare."""
     from planner.plan_file import Plan
@@ -178,6 +248,12 @@ def _no_schedule(error: NoScheduleError) -> dict[str, Any]:
         "smallest_known_budget_bytes": error.smallest_known_budget_bytes,
         "floor_operator": error.floor_operator,
     }
+
+
+def _report_data(report: CertificateReport) -> dict[str, Any]:
+    """What a certificate proves, for JSON: what is infinite (a bound where nothing fits) is the text `inf`."""
+    rows = {**dataclasses.asdict(report), "bound": report.bound, "gap": report.gap}
+    return {name: "inf" if item == math.inf else item for name, item in rows.items()}
 
 
 def _print_json(data: object) -> None:

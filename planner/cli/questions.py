@@ -1,0 +1,147 @@
+"""The verbs `minimum-budget` and `max-batch`: what is the least that works, and the most that fits."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Any
+
+from planner.budget import format_bytes
+from planner.cli.paths import check_output
+from planner.errors import PlannerError
+from planner.formats import format_fraction
+
+if TYPE_CHECKING:
+    from planner.max_batch_size import MaxBatchSize
+    from solvers.minimum_budget import MinimumBudget
+    from solvers.solution import Solver
+
+
+def solve_minimum(options: argparse.Namespace, solver: Solver | None, device: str) -> MinimumBudget:
+    """The smallest budget of a model, or of a plan's graph."""
+    seconds = 60.0 if options.time_limit is None else options.time_limit
+    if options.target.endswith(".json"):
+        from planner.plan_file import Plan
+        from solvers.minimum_budget import minimum_budget as smallest_peak
+
+        refuse_choices_for_a_plan(options)
+        return smallest_peak(Plan.load(options.target).to_graph(), solver, time_limit_seconds=seconds)
+    from planner.cli.factory import make
+    from planner.minimum_budget import minimum_budget
+
+    made = make(options.target)
+    return minimum_budget(
+        made.model,
+        made.args,
+        made.kwargs,
+        loss_fn=made.loss_fn,
+        solver=solver,
+        device=device,
+        time_limit_seconds=seconds,
+        gradient_accumulation=options.gradient_accumulation,
+        costs=options.costs,
+        keep=options.keep,
+        recompute=options.recompute,
+    )
+
+
+def refuse_choices_for_a_plan(options: argparse.Namespace) -> None:
+    """Raise :class:`~planner.errors.PlannerError` where a plan is given together with what it has settled already."""
+    if options.keep or options.recompute or options.costs != "roofline":
+        raise PlannerError(
+            f"{options.target} is a plan, whose pins and prices are settled: --keep, --recompute and --costs go with "
+            "FILE_OR_MODULE:FACTORY"
+        )
+
+
+def minimum_text(found: MinimumBudget) -> str:
+    """The answer as a few lines."""
+    lines = [
+        f"smallest budget known to work  {format_bytes(found.peak_bytes)}",
+        f"overhead there                 {format_fraction(found.overhead)}",
+        f"nothing fits below             {format_bytes(found.lower_bound_bytes)} (of {found.bound_scope})",
+        f"order-free floor               {format_bytes(found.floor_bytes)}",
+        f"budgets tried                  {found.probes} in {found.seconds:.1f} s"
+        + (", stopped at a limit" if found.hit_limit else ""),
+    ]
+    return "\n".join(lines)
+
+
+def minimum_data(found: MinimumBudget) -> dict[str, Any]:
+    """The answer for JSON; the schedule is left out."""
+    names = [field.name for field in dataclasses.fields(found) if field.name != "schedule"]
+    return {**{name: getattr(found, name) for name in names}, "gap": found.gap}
+
+
+def solve_batch(options: argparse.Namespace, solver: Solver | None, device: str) -> MaxBatchSize:
+    """The largest batch of a model whose factory returns `(model, make_inputs)`."""
+    check_output(options.output, "the plan")
+    from planner.cli.factory import make_for_batches
+    from planner.cli.progress import progress_on
+    from planner.max_batch_size import LIMIT, SECONDS_PER_BATCH, max_batch_size
+
+    made = make_for_batches(options.target)
+    with progress_on(sys.stderr, capturing=True) as listener:
+        return max_batch_size(
+            made.model,
+            options.budget,
+            made.make_inputs,
+            loss_fn=made.loss_fn,
+            solver=solver,
+            device=device,
+            time_limit_seconds=SECONDS_PER_BATCH if options.time_limit is None else options.time_limit,
+            gradient_accumulation=options.gradient_accumulation,
+            costs=options.costs,
+            keep=options.keep,
+            recompute=options.recompute,
+            max_overhead=None if options.max_overhead is None else options.max_overhead / 100,
+            multiple_of=options.multiple_of,
+            limit=LIMIT if options.limit is None else options.limit,
+            prefer=options.prefer,
+            progress=listener,
+        )
+
+
+def batch_text(found: MaxBatchSize) -> str:
+    """The answer, and the table of what was tried."""
+    from planner.report.text import columns
+
+    head = ("batch", "outcome", "peak", "store-all's peak", "overhead", "samples/s", "seconds")
+    rows = [
+        (
+            str(t.batch),
+            t.outcome,
+            "-" if t.peak_bytes is None else format_bytes(t.peak_bytes, short=True),
+            format_bytes(t.store_all_peak_bytes, short=True),
+            "-" if t.overhead is None else format_fraction(t.overhead),
+            "-" if t.samples_per_second is None else f"{t.samples_per_second:.4g}",
+            f"{t.seconds:.1f}",
+        )
+        for t in found.trials
+    ]
+    beyond = (
+        "was not allowed" if found.limit_reached else "is proven not to fit" if found.proven else "was not found to fit"
+    )
+    lines = [
+        f"batch              {found.batch} within {format_bytes(found.budget_bytes)}; the next larger one {beyond}",
+        f"overhead           {format_fraction(found.plan.overhead)}",
+        f"without a plan     {found.store_all_batch}",
+        f"most samples/s     batch {found.fastest.batch}, by the cost model",
+    ]
+    return "\n".join([*lines, "", columns([head, *rows], left=2)])
+
+
+def batch_data(found: MaxBatchSize) -> dict[str, Any]:
+    """The answer for JSON; the plan is a file of its own."""
+    return {
+        "batch": found.batch,
+        "budget_bytes": found.budget_bytes,
+        "overhead": found.plan.overhead,
+        "predicted_peak_bytes": found.plan.predicted_peak_bytes,
+        "store_all_batch": found.store_all_batch,
+        "fastest_batch": found.fastest.batch,
+        "proven": found.proven,
+        "limit_reached": found.limit_reached,
+        "trials": [dataclasses.asdict(trial) for trial in found.trials],
+    }
