@@ -21,6 +21,7 @@ from planner.pins import NO_PINS, Patterns, Pins, pinned, pins_of
 from planner.plan_file import Plan
 from planner.plan_parts import BudgetRequest, LossPlace
 from planner.ranks import refuse_wrapper
+from planner.switches import refuse_checkpointing
 from solvers.auto import Auto
 from solvers.hints import Hints, ProgressListener
 from solvers.simulator import simulate, simulate_store_all
@@ -116,6 +117,7 @@ def capture_with_peak(
     started = time.perf_counter()
     module, args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     refuse_wrapper(module)
+    refuse_checkpointing(module)
     captured = capture(module, args, kwargs, **options)
     captured = dataclasses.replace(captured, graph=pinned(captured.graph, pins))
     seconds = time.perf_counter() - started

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from planner.backend import Compiler
 from planner.budget import Budget, parse_budget
 from planner.decide import OnChange
 from planner.keep_plan import keep_plans
 from planner.plan_file import Plan
-from planner.planned_call import INSIDE_ANOTHER, PlannedCall
+from planner.planned_call import INSIDE_ANOTHER, PlannedCall, planned_call
 from planner.ranks import data_parallel_ranks, from_first_rank, refuse_wrapper
+from planner.switches import refuse_checkpointing
 
 OnPlan = Callable[[Plan], None]
 
@@ -24,6 +26,7 @@ def auto_checkpoint(
     *,
     on_plan: OnPlan | None = None,
     on_change: OnChange = "replan",
+    compiler: Compiler = "eager",
     **options: Any,
 ) -> nn.Module:
     """Make `model` train within `budget`; returns the same module.
@@ -36,26 +39,39 @@ def auto_checkpoint(
     **Arguments:**
 
     - `on_plan`: called with the :class:`Plan` once it is made, to print or save it.
-    - `on_change`: as in :func:`planner.rewrite`. `options`: as in :func:`planner.plan`.
+    - `on_change`, `compiler`: as in :func:`planner.rewrite`. `options`: as in :func:`planner.plan`.
 
     The budget is read now; the model is planned at its first call in training mode with gradients. Until then, and at
     every call without gradients, it runs as it is. In a data-parallel run the first rank plans for all of them.
     """
     parse_budget(budget)
     refuse_wrapper(model)
+    refuse_checkpointing(model)
     keep_plans()
-    model._compiled_call_impl = _FirstStep(model, budget, on_plan, on_change, options)  # type: ignore[assignment]
+    model._compiled_call_impl = _FirstStep(model, budget, on_plan, on_change, compiler, options)  # type: ignore[assignment]
     return model
+
+
+def waits_for_first_step(model: nn.Module) -> bool:
+    """Whether :func:`auto_checkpoint` has seen no training step of `model` yet."""
+    return isinstance(planned_call(model), _FirstStep)
 
 
 class _FirstStep(PlannedCall):
     """Stands in for the module's call until the first training step."""
 
     def __init__(
-        self, model: nn.Module, budget: int | str | Budget, on_plan: OnPlan | None, on_change: OnChange, options: Any
+        self,
+        model: nn.Module,
+        budget: int | str | Budget,
+        on_plan: OnPlan | None,
+        on_change: OnChange,
+        compiler: Compiler,
+        options: Any,
     ) -> None:
         self.model, self.budget, self.on_plan, self.options = model, budget, on_plan, options
         self.on_change: OnChange = on_change
+        self.compiler: Compiler = compiler
 
     @torch.compiler.disable(reason=INSIDE_ANOTHER)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,5 +89,5 @@ class _FirstStep(PlannedCall):
             made = plan(self.model, self.budget, args, kwargs, **self.options)
         if self.on_plan is not None:
             self.on_plan(made)
-        rewrite(self.model, made, on_change=self.on_change)
+        rewrite(self.model, made, on_change=self.on_change, compiler=self.compiler)
         return self.model(*args, **kwargs)

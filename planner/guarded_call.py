@@ -17,6 +17,7 @@ from planner.decide import PlanChangedWarning
 from planner.errors import CaptureError, PlannerError, RewriteError
 from planner.planned_call import INSIDE_ANOTHER, PlannedCall
 from planner.ranks import compare_plans, data_parallel_ranks, is_fully_sharded
+from planner.switches import refuse_checkpointing
 
 
 class GuardedCall(PlannedCall):
@@ -53,7 +54,9 @@ class GuardedCall(PlannedCall):
         """One call: guarded, compiled where it is new, with our errors in the place of the compiler's."""
         if self._code.changed() or self._sharded != is_fully_sharded(self._model):
             self._forget()
-        if torch.is_grad_enabled() and self._model.training:
+        if not torch.is_grad_enabled():
+            return self._model._call_impl(*args, **kwargs)  # the plain model: what is generated has ever new shapes
+        if self._model.training:
             self._compare()
         return self._among_hooks(args, kwargs) if self._sharded else self._run(args, kwargs)
 
@@ -99,6 +102,7 @@ class GuardedCall(PlannedCall):
                 "the same ones at every step. Draw them from torch, or pass them in as arguments."
             )
         if len(self.backend.records) > compiled_before:
+            refuse_checkpointing(self._model)  # it may have been switched on since, and would be passed over in silence
             self._code = CodeState.of(self._model)  # there may be other modules by now
         return result
 

@@ -19,6 +19,7 @@ from planner.guarded_call import GuardedCall
 from planner.keep_plan import keep_plans
 from planner.plan_file import Plan
 from planner.ranks import refuse_wrapper
+from planner.switches import refuse_checkpointing
 
 
 def rewrite(model: nn.Module, plan: Plan, *, on_change: OnChange = "replan", compiler: Compiler = "eager") -> nn.Module:
@@ -49,6 +50,7 @@ def rewrite(model: nn.Module, plan: Plan, *, on_change: OnChange = "replan", com
 
         check_compiler(next((p.device.type for p in model.parameters()), "cpu"))
     refuse_wrapper(model)
+    refuse_checkpointing(model)
     differences = plan.model.differences(describe_model(model))
     if differences:
         shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")

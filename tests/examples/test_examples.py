@@ -45,6 +45,19 @@ def test_planning_for_a_card_that_is_not_there(example) -> None:
     assert "overhead 0.00%" in out
 
 
+@pytest.mark.parametrize(
+    ("script", "needs"), [("train_huggingface.py", "accelerate"), ("train_lightning.py", "lightning")]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_training_with_a_trainer(example, script: str, needs: str) -> None:
+    pytest.importorskip(needs, reason=f"{needs} is an optional extra")
+    small = ("--layers", "1", "--width", "32", "--length", "32", "--batch", "4", "--steps", "3", "--accumulate", "2")
+    out = example(script, *small, "--budget", "90%", "--check")
+    assert "optimizer state" in out
+    assert "overhead" in out
+    assert out.splitlines()[-1] == "equal to training without a plan True"
+
+
 def test_comparing_solvers(example, tmp_path: Path) -> None:
     page = tmp_path / "curve.html"
     solvers = ("--solvers", "auto", "checkmate", "store-all")
