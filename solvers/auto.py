@@ -2,7 +2,7 @@
 
 What it does, in this order:
 
-1. the store-all schedule, if it fits: nothing is recomputed, and no schedule is better;
+1. the store-all schedule, if it fits and no value must be released: nothing is recomputed, and no schedule is better;
 2. :class:`~solvers.snapshot.SnapshotRefinement` with all that the chain methods suggest (Chen's segments, the
    heterogeneous chain with options, revolve): they are tried while the first program is solved, so that there is an
    answer within seconds on thousands of operators, and the search goes on from the best of them;

@@ -13,6 +13,8 @@ run of t_i to just before the run of t_{i+1}. Columns, for flexible values v and
     r[i,o] ≤ k[i,p] + r[i,producer(p)]      p input of o, made before t_i                                (3)
     k[i+1,v] ≤ h[i,v] + r[i,producer(v)],   h[i,v] ≤ k[i,v]                  v made before t_i           (4)
 
+    k[i,v] = 0                              v must be released, and t_i is the first operator of the loss (5)
+
 and a memory row at any position j of a segment (see :meth:`_Builder.memory_row`). Every schedule that runs each
 operator first in captured order gives a point of these columns that satisfies all rows, whatever the instants and
 positions: a dual bound of the program is a lower bound on its recomputed seconds, and infeasibility is a proof.
@@ -115,7 +117,7 @@ class _Builder:
             for v in reduction.outputs[o]:
                 gone = v in reduction.eliminated and reduction.eliminated[v] < start
                 if reduction.last_want[v] >= start and not gone:
-                    self.keep[i][v] = self.program.add_column(upper=0.0 if v in released else 1.0)
+                    self.keep[i][v] = self.program.add_column(upper=0.0 if v in released else 1.0)  # (5)
 
     def add_rerun_columns(self, i: int) -> None:
         """r[i,o]; an operator whose one value is eliminated shares the column of the consumer that eliminates it."""
