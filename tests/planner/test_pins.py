@@ -33,9 +33,12 @@ from planner.report import report_on
 from planner.report.lifetimes import alive_after_forward
 from solvers import ChenGreedy, SnapshotRefinement
 from solvers.schedule import Schedule
+from tests.models import MODELS
+from tests.planner.compare import compare
 from tests.planner.plans import chain, make_plan
 
 SOLVER = SnapshotRefinement(work_limit=2, gap=1e-2)
+FAST = SnapshotRefinement(work_limit=1)
 
 
 class Block(nn.Module):
@@ -286,3 +289,24 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(capsys.readouterr().out)["report"]["pins"][0]["pattern"] == "h.0"
     assert main(["pareto", out, "--keep", "h.0"]) != OK
     assert "pins and prices are settled" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gpt2_sdpa", "resnet"])
+def test_models_of_which_everything_is_recomputed_train_as_before(name: str) -> None:
+    case = MODELS[name]()
+    made = plan(
+        case.model, "1TiB", case.args, case.kwargs, loss_fn=case.loss_fn, recompute="*", solver=FAST
+    )  # fmt: skip
+    compared = compare(name, case, made)
+    assert not list(compared.problems)
+    assert compared.random_recomputed == compared.random_operators
+    assert made.overhead > 0.25
+
+
+def test_the_page_says_what_was_asked_for(both: Plan) -> None:
+    pytest.importorskip("jinja2")
+    from planner.page.plan_page import plan_page
+
+    page = plan_page(both)
+    assert "h.*.attn: h.{0-2}.attn" in page
+    assert "must be kept" in page
