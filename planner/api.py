@@ -14,6 +14,7 @@ from graph_capture.costs import Costs
 from graph_capture.devices import Device
 from graph_capture.graph import Graph
 from graph_capture.inputs import resolve_inputs
+from graph_capture.watchers import unwatched
 from planner.budget import Budget, parse_budget
 from planner.describe import describe_environment, describe_inputs, describe_model, describe_solver
 from planner.errors import error_for_solution
@@ -118,7 +119,8 @@ def capture_with_peak(
     module, args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     refuse_wrapper(module)
     refuse_checkpointing(module)
-    captured = capture(module, args, kwargs, **options)
+    with unwatched():
+        captured = capture(module, args, kwargs, **options)
     captured = dataclasses.replace(captured, graph=pinned(captured.graph, pins))
     seconds = time.perf_counter() - started
     if captured.eager_peak_bytes is None:

@@ -26,6 +26,7 @@ from graph_capture.dynamo import aot_settings
 from graph_capture.graph import Graph
 from graph_capture.joint import Joint, partitioner
 from graph_capture.prepare import differentiable_outputs, output_nodes, prepare
+from graph_capture.watchers import watched_again
 from planner.emit import Programs, emit
 from planner.slices import ABSENT, boxed, cut
 from planner.tokens import OutputWatch, UnplannedOutput, missing_outputs, start_call, token_gradient
@@ -67,7 +68,7 @@ class PlannedBackend:
         outputs = differentiable_outputs(module)
         if not (torch.is_grad_enabled() and outputs):
             self.records.append(CompileRecord("inference"))
-            return module.forward
+            return watched_program(module.forward)
         return self._training(module, example_inputs, self.select_loss(module))
 
     def _compile(self, module: fx.GraphModule, backward: bool) -> Callable[[list[Any]], Any]:
@@ -138,7 +139,17 @@ class PlannedBackend:
             watch.hidden = tuple((p, weakref.ref(results[p])) for p in hidden)
             return tuple(results)
 
-        return run
+        return watched_program(run)
+
+
+def watched_program(run: Callable[..., Any]) -> Callable[..., Any]:
+    """What Dynamo calls in the place of a graph: dispatch modes that were put aside for its guards see it run."""
+
+    def call(*arguments: Any) -> Any:
+        with watched_again():
+            return run(*arguments)
+
+    return call
 
 
 def outputs_that_feed(module: fx.GraphModule, planned: Collection[int]) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from graph_capture.watchers import is_tracker
+
 
 @dataclass(frozen=True)
 class CodeState:
@@ -50,4 +52,4 @@ def _global_hooks() -> tuple[Any, ...]:
         state._global_backward_pre_hooks,
         state._global_backward_hooks,
     )
-    return tuple(hook for table in tables for hook in table.values())
+    return tuple(hook for table in tables for hook in table.values() if not is_tracker(hook))

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._functorch import peek_interpreter_stack  # pyright: ignore[reportMissingImports]
 
 from graph_capture.dynamo import capture_error, check_arguments, dynamo_settings, traceable
+from graph_capture.watchers import unwatched
 from planner.backend import PlannedBackend
 from planner.code_state import CodeState
 from planner.decide import PlanChangedWarning
@@ -56,6 +58,11 @@ class GuardedCall(PlannedCall):
             self._forget()
         if not torch.is_grad_enabled():
             return self._model._call_impl(*args, **kwargs)  # the plain model: what is generated has ever new shapes
+        if peek_interpreter_stack() is not None:
+            raise RewriteError(
+                "a planned model is called inside of a transform of torch.func (grad, vjp, jvp, vmap), which its "
+                "backward program does not know. Call planner.restore(model) before it."
+            )
         if self._model.training:
             self._compare()
         return self._among_hooks(args, kwargs) if self._sharded else self._run(args, kwargs)
@@ -87,7 +94,7 @@ class GuardedCall(PlannedCall):
         compiled_before = len(self.backend.records)
         state = random.getstate(), _numpy_state()
         try:
-            with dynamo_settings():
+            with dynamo_settings(), unwatched():
                 result = self._compiled(args, kwargs)
         except Exception as error:
             check_arguments(type(self._model).forward.__get__(self._model), args, kwargs)
