@@ -6,6 +6,7 @@ forward-backward graph is built, and what eager would need is counted; nothing i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +19,10 @@ from torch.utils._pytree import tree_leaves
 
 from graph_capture.build import Binding, build_graph
 from graph_capture.costs import CostModel, Costs, Price, cost_model
-from graph_capture.devices import DEVICES, Device, device_by_name, device_of_card
+from graph_capture.cuda_kernels import CudaOperators
+from graph_capture.devices import Device
 from graph_capture.dynamo import CapturedCall, capture_call
-from graph_capture.eager import eager_peak_bytes
+from graph_capture.eager import eager_peak_bytes, rounded_up
 from graph_capture.errors import CaptureError
 from graph_capture.fake import fake_copy, fake_inputs, fake_mode_of
 from graph_capture.graph import Graph
@@ -28,6 +30,7 @@ from graph_capture.inputs import resolve_inputs
 from graph_capture.joint import Joint
 from graph_capture.loss import LossChoice, check_scalar, choose_loss, insert_loss, outputs_of_loss
 from graph_capture.prepare import differentiable_outputs
+from graph_capture.target import absent_card, card_notes, target_of
 from graph_capture.workspace import DeclaredWorkspace, MeasuredWorkspace, NoWorkspace, WorkspaceModel
 
 LossFn = Callable[[Any], torch.Tensor]
@@ -78,7 +81,8 @@ def capture(
 
     - `example_inputs`, `example_kwargs`: as the model is called; tensors may be fake.
     - `loss_fn`: takes the model's result, returns a scalar tensor.
-    - `device`: whose speed and allocator are assumed; the one that the parameters are on if it is not given.
+    - `device`: whose speed, kernels and allocator are assumed, `"cuda"` for the card at hand; the one that the
+      parameters are on if it is not given. For a card, a model on the CPU is captured as CUDA would run it.
     - `extra_bytes`: memory beside the model's, by label (optimizer state, headroom), resident for the whole step.
     - `costs`: where the operators' seconds come from: a `"roofline"` of the device, each distinct operator
       `"measured"` on it, or `"flops"` alone.
@@ -87,7 +91,7 @@ def capture(
     """
     module, args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     _check_trainable(module)
-    target = device_by_name(device) if device is not None else device_of(module)
+    target = target_of(module, device)
     workspace = workspace_model(target)
     try:
         cost = cost_model(costs, target)
@@ -100,17 +104,20 @@ def capture(
         with mode:
             call = capture_call(twin._call_impl, fake_args, fake_kwargs)
             loss_call, loss = _loss(call, loss_fn)
-            joint = call.joint(loss.outputs)
-    resident = resident_bytes(module, args, kwargs) | dict(extra_bytes or {})
-    build = _Build(cost, workspace, resident, gradient_accumulation, type(module).__name__)
+            card = absent_card(module, target)
+            joint = call.joint(loss.outputs, card)
+    resident = resident_bytes(module, args, kwargs, target.allocation_bytes) | dict(extra_bytes or {})
+    build = _Build(cost, workspace, resident, gradient_accumulation, type(module).__name__, card)
     graph, _ = build(joint)
     bare, _ = bare_graph(joint)
     if loss_call is not None:
         graph = _with_loss(graph, call, loss_call, loss, build)
     graph = round_allocations(graph, target)
-    with _RandomStateKept():
-        peak, source = _eager_peak(twin, fake_args, fake_kwargs, loss, loss_fn, mode, workspace, graph)
-    notes = notes_of(graph, loss, workspace, cost)
+    kernels = CudaOperators(card) if card is not None else contextlib.nullcontext()
+    with _RandomStateKept(), kernels:
+        unit = target.allocation_bytes
+        peak, source = _eager_peak(twin, fake_args, fake_kwargs, loss, loss_fn, mode, workspace, graph, unit)
+    notes = notes_of(graph, loss, workspace, cost) + (card_notes(graph, card) if card is not None else ())
     return Capture(graph, bare.fingerprint, bare.structure_fingerprint, loss, peak, source, target, args, kwargs, notes)
 
 
@@ -124,8 +131,10 @@ def workspace_model(device: Device) -> WorkspaceModel:
     return MeasuredWorkspace() if device.name == "cpu" else DeclaredWorkspace(device.library_workspace_bytes)
 
 
-def resident_bytes(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, int]:
-    """Bytes that are in memory whatever the schedule, by label; every storage once."""
+def resident_bytes(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], unit_bytes: int = 1
+) -> dict[str, int]:
+    """Bytes that are in memory whatever the schedule, by label; every storage once, in multiples of `unit_bytes`."""
     seen: set[int] = set()
 
     def size(tensors: Any) -> int:
@@ -134,7 +143,7 @@ def resident_bytes(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
             storage = tensor.untyped_storage()
             if storage._cdata not in seen:
                 seen.add(storage._cdata)
-                total += storage.nbytes()
+                total += rounded_up(storage.nbytes(), unit_bytes)
         return total
 
     return {
@@ -150,8 +159,11 @@ def round_allocations(graph: Graph, device: Device) -> Graph:
     unit = device.allocation_bytes
     if unit == 1:
         return graph
-    values = tuple(dataclasses.replace(v, size_bytes=-(-v.size_bytes // unit) * unit) for v in graph.values)
-    return dataclasses.replace(graph, values=values)
+    values = tuple(dataclasses.replace(v, size_bytes=rounded_up(v.size_bytes, unit)) for v in graph.values)
+    pairs = zip(values, graph.values, strict=True)
+    padding = sum(v.size_bytes - before.size_bytes for v, before in pairs if v.kind == "gradient")
+    accumulated = graph.accumulated_gradient_bytes and graph.accumulated_gradient_bytes + padding
+    return dataclasses.replace(graph, values=values, accumulated_gradient_bytes=accumulated)
 
 
 class _Free(CostModel):
@@ -169,6 +181,7 @@ class _Build:
     resident: Mapping[str, int]
     gradient_accumulation: bool
     name: str
+    card: Device | None = None
 
     def __call__(self, joint: Joint) -> tuple[Graph, Binding]:
         return build_graph(
@@ -179,18 +192,6 @@ class _Build:
             gradient_accumulation=self.gradient_accumulation,
             name=self.name,
         )
-
-
-def device_of(module: nn.Module) -> Device:
-    """The device that the parameters are on."""
-    where = next(module.parameters()).device
-    if where.type != "cuda" or not torch.cuda.is_available():
-        return DEVICES["cpu"]
-    card = torch.cuda.get_device_properties(where)
-    try:
-        return device_of_card(card.name, card.total_memory)
-    except ValueError as error:
-        raise CaptureError(str(error)) from error
 
 
 class _RandomStateKept:
@@ -235,7 +236,7 @@ def _loss(call: CapturedCall, loss_fn: LossFn | None) -> tuple[CapturedCall | No
 
 
 def _with_loss(graph: Graph, call: CapturedCall, loss_call: CapturedCall, loss: LossChoice, build: _Build) -> Graph:
-    joint = loss_call.joint((0,))
+    joint = loss_call.joint((0,), build.card)
     loss_graph, binding = build(joint)
     # Primal 0 is the token; the others are the loss's inputs in order.
     position = {id(value): index + 1 for index, value in enumerate(loss_call.real_inputs)}
@@ -252,6 +253,7 @@ def _eager_peak(
     mode: Any,
     workspace: WorkspaceModel,
     graph: Graph,
+    unit_bytes: int,
 ) -> tuple[int | None, str]:
     """Eager's peak on fake tensors, resident memory included; `None` and the reason where the model cannot run."""
 
@@ -274,6 +276,7 @@ def _eager_peak(
             mode=mode,
             workspace=workspace,
             gradient_accumulation=graph.gradient_accumulation,
+            unit_bytes=unit_bytes,
         )
     except Exception as error:  # whatever user code raises on tensors without data
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

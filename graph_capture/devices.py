@@ -22,7 +22,8 @@ class Device:
     - `bytes_per_second`: memory bandwidth. `launch_seconds`: least time of one operator.
     - `allocation_bytes`: the allocator hands out multiples of this.
     - `library_workspace_bytes`: scratch memory that matrix libraries keep once per process (cuBLAS).
-    - `memory_bytes`: of the card; 0 if it is not a card. `source`: where the numbers come from.
+    - `memory_bytes`: of the card; 0 if it is not a card. `compute_capability`: of the card; the choice of attention
+      kernels depends on it. `source`: where the numbers come from.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Device:
     library_workspace_bytes: int = 0
     memory_bytes: int = 0
     source: str = ""
+    compute_capability: tuple[int, int] = (0, 0)
 
     def peak_flops(self, dtype: str) -> float:
         """Peak FLOP/s for matrix products of `dtype` (`"bfloat16"`, `"float32"`, ...)."""
@@ -40,7 +42,15 @@ class Device:
 
 
 def _gpu(
-    name: str, half: float, tf32: float, single: float, bandwidth: float, gib: int, source: str, workspace: int = 8
+    name: str,
+    half: float,
+    tf32: float,
+    single: float,
+    bandwidth: float,
+    gib: int,
+    source: str,
+    capability: tuple[int, int],
+    workspace: int = 8,
 ) -> Device:
     rates = {
         "bfloat16": half,
@@ -50,7 +60,7 @@ def _gpu(
         "float64": single / 2,
         "default": single,
     }
-    return Device(name, rates, bandwidth, 4e-6, 512, workspace * 2**20, gib * 2**30, source)
+    return Device(name, rates, bandwidth, 4e-6, 512, workspace * 2**20, gib * 2**30, source, capability)
 
 
 DEVICES: Mapping[str, Device] = {
@@ -63,15 +73,15 @@ DEVICES: Mapping[str, Device] = {
             2e-6,
             source="nominal: two cores with 256-bit vector units",
         ),
-        _gpu("v100-32gb", 125e12, 15.7e12, 15.7e12, 900e9, 32, "NVIDIA Tesla V100 data sheet (2020)"),
-        _gpu("t4-16gb", 65e12, 8.1e12, 8.1e12, 320e9, 16, "NVIDIA T4 data sheet (2019)"),
-        _gpu("a100-40gb", 312e12, 156e12, 19.5e12, 1555e9, 40, "NVIDIA A100 data sheet (2021)"),
-        _gpu("a100-80gb", 312e12, 156e12, 19.5e12, 2039e9, 80, "NVIDIA A100 data sheet (2021)"),
-        _gpu("l4-24gb", 121e12, 60e12, 30.3e12, 300e9, 24, "NVIDIA L4 data sheet (2023)"),
-        _gpu("rtx3090-24gb", 71e12, 35.6e12, 35.6e12, 936e9, 24, "NVIDIA GA102 white paper (2021)"),
-        _gpu("rtx4090-24gb", 165.2e12, 82.6e12, 82.6e12, 1008e9, 24, "NVIDIA Ada white paper (2022)"),
-        _gpu("h100-80gb", 989e12, 494e12, 67e12, 3350e9, 80, "NVIDIA H100 SXM data sheet (2023)", 32),
-        _gpu("h200-141gb", 989e12, 494e12, 67e12, 4800e9, 141, "NVIDIA H200 data sheet (2024)", 32),
+        _gpu("v100-32gb", 125e12, 15.7e12, 15.7e12, 900e9, 32, "NVIDIA Tesla V100 data sheet (2020)", (7, 0)),
+        _gpu("t4-16gb", 65e12, 8.1e12, 8.1e12, 320e9, 16, "NVIDIA T4 data sheet (2019)", (7, 5)),
+        _gpu("a100-40gb", 312e12, 156e12, 19.5e12, 1555e9, 40, "NVIDIA A100 data sheet (2021)", (8, 0)),
+        _gpu("a100-80gb", 312e12, 156e12, 19.5e12, 2039e9, 80, "NVIDIA A100 data sheet (2021)", (8, 0)),
+        _gpu("l4-24gb", 121e12, 60e12, 30.3e12, 300e9, 24, "NVIDIA L4 data sheet (2023)", (8, 9)),
+        _gpu("rtx3090-24gb", 71e12, 35.6e12, 35.6e12, 936e9, 24, "NVIDIA GA102 white paper (2021)", (8, 6)),
+        _gpu("rtx4090-24gb", 165.2e12, 82.6e12, 82.6e12, 1008e9, 24, "NVIDIA Ada white paper (2022)", (8, 9)),
+        _gpu("h100-80gb", 989e12, 494e12, 67e12, 3350e9, 80, "NVIDIA H100 SXM data sheet (2023)", (9, 0), 32),
+        _gpu("h200-141gb", 989e12, 494e12, 67e12, 4800e9, 141, "NVIDIA H200 data sheet (2024)", (9, 0), 32),
     )
 }
 

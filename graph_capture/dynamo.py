@@ -25,6 +25,8 @@ from torch._functorch.aot_autograd import aot_module_simplified
 from torch._guards import TracingContext, tracing
 from torch._inductor import config as inductor_config
 
+from graph_capture.cuda_kernels import move_to_cuda, with_cuda_attention
+from graph_capture.devices import Device
 from graph_capture.errors import CaptureError
 from graph_capture.huggingface import as_in_eager
 from graph_capture.joint import Joint, partitioner
@@ -117,8 +119,11 @@ class CapturedCall:
     real_inputs: tuple[Any, ...] = ()
     grad_enabled: bool = True
 
-    def joint(self, loss_outputs: Sequence[int]) -> Joint:
-        """Trace the joint forward-backward graph, for a loss that comes from the given outputs."""
+    def joint(self, loss_outputs: Sequence[int], card: Device | None = None) -> Joint:
+        """Trace the joint forward-backward graph, for a loss that comes from the given outputs.
+
+        With a `card` that is not here, the graph is the one that this card would run.
+        """
         found: list[Joint] = []
 
         def sink(joint: Joint) -> Any:
@@ -127,6 +132,8 @@ class CapturedCall:
 
         with tracing(self.context), aot_settings(), _trace_errors():
             prepared = prepare(self.module, self.example_inputs, loss_outputs)
+            if card is not None:
+                with_cuda_attention(prepared.module, card)
             with contextlib.suppress(_Captured):
                 aot_module_simplified(
                     prepared.module,
@@ -138,6 +145,8 @@ class CapturedCall:
                 )
         if not found:
             raise CaptureError("the graph has no backward: no output depends on an input that requires a gradient")
+        if card is not None:
+            move_to_cuda(found[0])
         return found[0]
 
 

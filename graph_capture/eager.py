@@ -22,12 +22,17 @@ from graph_capture.workspace import WorkspaceModel
 LossOf = Callable[[Any], torch.Tensor]
 
 
+def rounded_up(size_bytes: int, unit_bytes: int) -> int:
+    """The least multiple of `unit_bytes` that holds `size_bytes`."""
+    return -(-size_bytes // unit_bytes) * unit_bytes
+
+
 class StorageTracker(TorchDispatchMode):
     """Counts the bytes of the storages that operators return while any tensor holds them, workspace included."""
 
-    def __init__(self, workspace: WorkspaceModel, known: Sequence[torch.Tensor]) -> None:
+    def __init__(self, workspace: WorkspaceModel, known: Sequence[torch.Tensor], unit_bytes: int = 1) -> None:
         super().__init__()
-        self.workspace = workspace
+        self.workspace, self.unit_bytes = workspace, unit_bytes
         self.live_bytes = self.peak_bytes = 0
         self.sizes: dict[int, int] = {}
         self.references: dict[int, Any] = {}
@@ -49,7 +54,7 @@ class StorageTracker(TorchDispatchMode):
         key = storage._cdata
         if key in self.sizes or key in self.known:
             return False
-        self.sizes[key] = storage.nbytes() + retained
+        self.sizes[key] = rounded_up(storage.nbytes() + retained, self.unit_bytes)
         self.live_bytes += self.sizes[key]
 
         def gone(_: Any, key: int = key) -> None:
@@ -69,21 +74,24 @@ def eager_peak_bytes(
     mode: FakeTensorMode,
     workspace: WorkspaceModel,
     gradient_accumulation: bool,
+    unit_bytes: int = 1,
 ) -> int:
     """Peak above what is resident of one eager step on fake tensors: forward, loss and backward.
 
     With `gradient_accumulation` a later micro-batch is counted: the `.grad` that is there from the start is included.
-    The output is held until the end of the backward, as most training loops hold it.
+    Sizes are multiples of `unit_bytes`, as the device's allocator hands them out. The output is held until the end of
+    the backward, as most training loops hold it.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     with mode:
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter) if gradient_accumulation else None
-        accumulated = sum(p.grad.untyped_storage().nbytes() for p in parameters if p.grad is not None)
+        sizes = (p.grad.untyped_storage().nbytes() for p in parameters if p.grad is not None)
+        accumulated = sum(rounded_up(size, unit_bytes) for size in sizes)
         known = [*model.parameters(), *model.buffers(), *(p.grad for p in parameters if p.grad is not None)]
         known += [t for t in tree_leaves((args, dict(kwargs))) if isinstance(t, torch.Tensor)]
         try:
-            with as_in_eager(), StorageTracker(workspace, known) as tracker:
+            with as_in_eager(), StorageTracker(workspace, known, unit_bytes) as tracker:
                 output = model(*args, **kwargs)
                 loss = loss_of(output)
                 loss.backward()

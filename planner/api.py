@@ -43,7 +43,7 @@ def plan(
     time_limit_seconds: float | None = None,
     gradient_accumulation: bool = True,
     extra_bytes: Mapping[str, int] | None = None,
-    costs: Costs = "roofline",
+    costs: Costs | None = None,
     keep: Patterns = (),
     recompute: Patterns = (),
     progress: ProgressListener | None = None,
@@ -60,13 +60,15 @@ def plan(
       Hugging Face model, an `ExportedProgram`, and an `fx.GraphModule` with `meta["val"]`.
     - `loss_fn`: takes the model's result and returns a scalar; needed only if the model does not return its loss.
     - `solver`: :class:`~solvers.auto.Auto` if not given; `time_limit_seconds` replaces its limit.
-    - `device`: whose speed and allocator the plan is made for, by name (`graph_capture.devices.DEVICES`);
-      the one that the model's parameters are on if it is not given.
+    - `device`: whose speed, kernels and allocator the plan is made for, by name (`graph_capture.devices.DEVICES`), or
+      `"cuda"`, the card at hand; the one that the model's parameters are on if it is not given. For a card, a model on
+      the CPU is planned with the operators that CUDA would run.
     - `gradient_accumulation`: whether the plan must also hold when `.grad` is there from the start. Say `False` if
       every step starts with `zero_grad(set_to_none=True)`: more of the budget is then left for activations.
     - `extra_bytes`: memory beside the step's, by label, such as optimizer state and a headroom for fragmentation.
     - `costs`: where the operators' seconds come from: a `"roofline"` of the device, each distinct operator `"measured"`
-      on the device at hand (it then runs, on zeros), or `"flops"` alone.
+      on the device at hand (it then runs, on zeros), or `"flops"` alone. If not given: measured for `device="cuda"`,
+      else the roofline.
     - `keep`, `recompute`: modules whose results are held, or are recomputed, whatever the solver would decide, by name
       or pattern such as `"transformer.h.*.attn"`; :mod:`planner.pins` says exactly what they mean.
     - `progress`: called with a :class:`~solvers.hints.Progress` now and then while the solver works.
@@ -84,6 +86,7 @@ def plan(
     if time_limit_seconds is not None:
         solver = with_time_limit(solver, time_limit_seconds)
     pins = pins_of(keep, recompute)
+    chosen: Costs = costs or ("measured" if device == "cuda" else "roofline")
     module, captured, capture_seconds = capture_with_peak(
         model,
         example_inputs,
@@ -92,7 +95,7 @@ def plan(
         device=device,
         gradient_accumulation=gradient_accumulation,
         extra_bytes=extra_bytes,
-        costs=costs,
+        costs=chosen,
         pins=pins,
     )
     assert captured.eager_peak_bytes is not None
@@ -100,7 +103,7 @@ def plan(
     solution = solver.solve(captured.graph, budget_bytes, Hints(progress=progress))
     if solution.schedule is None:
         raise error_for_solution(solution, captured.graph, budget_bytes, captured.eager_peak_bytes)
-    return plan_of(module, captured, wanted, budget_bytes, solution, solver, capture_seconds, costs, pins)
+    return plan_of(module, captured, wanted, budget_bytes, solution, solver, capture_seconds, chosen, pins)
 
 
 def capture_with_peak(

@@ -78,7 +78,7 @@ class Decider:
                 f"budget is {format_bytes(self.plan.budget_bytes)}"
             )
         else:
-            reason = self._difference(bare)
+            reason = self._difference(bare, binding)
         if self.on_change == "error":
             raise PlanMismatchError(
                 f"the plan does not fit this call: {reason}. Plan again with these inputs, or allow it with "
@@ -155,8 +155,18 @@ class Decider:
             raise error_for_solution(solution, priced, self.plan.budget_bytes)
         return Schedule.from_order(bare, solution.schedule.order)
 
-    def _difference(self, bare: Graph) -> str:
+    def _difference(self, bare: Graph, binding: Binding) -> str:
         """How the graph at hand differs from the plan's, in words."""
+        types = {t.device.type for p in binding.joint.primals for t in tensors_of(p) if t.dim()}
+        name, on_card = self.plan.settings["device"], bool(device_by_name(self.plan.settings["device"]).memory_bytes)
+        elsewhere = ""
+        if types == {"cpu"} and on_card:
+            elsewhere = f"the plan is for {name} and the model is on the CPU, whose kernels are others: "
+        elif types == {"cuda"} and not on_card:
+            elsewhere = f"the plan is for {name} and the model is on a GPU, whose kernels are others: "
+        return elsewhere + self._first_difference(bare)
+
+    def _first_difference(self, bare: Graph) -> str:
         planned = [o for o in self.plan.to_graph().operators if o.phase != "loss"]
         given = [o for o in bare.operators if o.phase != "loss"]
         for mine, theirs in zip(planned, given, strict=False):

@@ -228,6 +228,8 @@ def _solver(options: argparse.Namespace) -> Solver | None:
 def _device(name: str) -> str:
     from graph_capture.devices import device_by_name
 
+    if name == "cuda":  # the card at hand: which one it is, capturing finds out
+        return name
     try:
         return device_by_name(name).name
     except ValueError as error:
