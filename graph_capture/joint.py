@@ -47,7 +47,7 @@ class Joint:
 def normalise(module: fx.GraphModule, num_forward_outputs: int) -> Joint:
     """Bring AOTAutograd's joint graph into the normal form of this module, in place."""
     graph = module.graph
-    _drop_unused_statistics(graph)
+    drop_unused_statistics(graph)
     _drop_clones(graph)
     graph.eliminate_dead_code(is_impure_node=_must_stay)
     _advance_writes(graph)
@@ -98,7 +98,7 @@ def _must_stay(node: fx.Node) -> bool:
     return node.op in ("placeholder", "output") or is_mutation(node) or is_random(node)
 
 
-def _drop_unused_statistics(graph: fx.Graph) -> None:
+def drop_unused_statistics(graph: fx.Graph) -> None:
     """In training, the backward of batch normalisation takes the running statistics and does not read them.
 
     Saved for the backward, they would make a second forward before it an error: it updates them in place.

@@ -1,0 +1,259 @@
+"""Side by side on this CPU, in one run, taken in turn: eager, checkpointing by hand, PyTorch's memory budget, and ours.
+
+    python examples/benchmarks/side_by_side.py [--inductor] [--repeats 15] [--models gpt2 llama vit resnet50 unet]
+        [--markdown examples/benchmarks/results/side_by_side.md]
+
+The rivals: `torch.utils.checkpoint` around every block and around every second one; `activation_memory_budget` of
+torch._functorch at 0.1, 0.25, 0.5 and 0.75 with eager kernels. Each is measured (allocator's events, all bytes), then a
+plan is made within the very bytes that it peaked at, run, and measured. With ``--inductor`` the partitioner's ways and
+ours are compiled by Inductor. Peaks are of a step that starts without ``.grad``. Columns: measured peak; FLOPs and
+seconds of the cost model that are recomputed, in percent of the step's; step time as a ratio to eager's, the median of
+pairs, both sides of each pair taken in the same round. A loss is a rival that recomputes less (seconds or FLOPs), peaks
+lower or is faster; losses are listed below the table. A plan minimises seconds, so that it may give a few FLOPs for
+much memory traffic; where it recomputes more FLOPs than the rival, a plan that prices FLOPs alone (``costs="flops"``)
+stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import datetime
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import step_ratio
+import suite
+import torch
+from torch import nn
+from ways import RATIOS, Counter, Partitions, Work, checkpointed, partitioned, with_inductor
+
+from graph_capture.costs import Costs
+from graph_capture.graph import Graph
+from planner import measure_step, plan, rewrite
+from planner.errors import NoScheduleError
+from planner.measure import loss_of
+
+MIB = 2**20
+NOTHING = Work()
+
+
+def unet() -> step_ratio.Case:
+    """Three levels, 16 wide, 64 x 64 pixels, batch 4."""
+    images, target = torch.randn(4, 3, 64, 64), torch.zeros(4, 64, 64, dtype=torch.long)
+    return suite.UNet(16, 3), (images, target), {}
+
+
+def tiny() -> step_ratio.Case:
+    """A GPT-2 of two layers, to try this script."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    ids = torch.randint(0, 512, (2, 64))
+    config = GPT2Config(n_layer=2, n_embd=64, n_head=2, n_positions=64, vocab_size=512, use_cache=False)
+    return GPT2LMHeadModel(config), (), {"input_ids": ids, "labels": ids}
+
+
+MODELS: dict[str, Callable[[], step_ratio.Case]] = {**step_ratio.MODELS, "unet": unet, "tiny": tiny}
+
+
+@dataclass
+class Row:
+    """One way of running the step. `against`: the rival whose peak is the budget, for ours."""
+
+    label: str
+    model: nn.Module | None = None
+    peak_bytes: int = 0
+    recomputed: Work = NOTHING
+    note: str = ""
+    against: str = ""
+    ratio: float = float("nan")
+
+
+class Bench:
+    """All ways of one model."""
+
+    def __init__(self, case: step_ratio.Case, inductor: bool, time_limit: float) -> None:
+        self.plain, self.args, self.kwargs = case
+        self.plain.train()
+        self.inductor, self.time_limit = inductor, time_limit
+        self.step_work = NOTHING
+        self.priced: Graph | None = None
+        self.partitions: list[tuple[Partitions, int]] = []
+
+    def step(self, model: nn.Module) -> float:
+        """Seconds of one step from no `.grad`."""
+        model.zero_grad()
+        began = time.perf_counter()
+        loss_of(model(*self.args, **self.kwargs)).backward()
+        return time.perf_counter() - began
+
+    def count(self, model: nn.Module) -> Work:
+        """The work of one step of an eager model."""
+        model.zero_grad()
+        with Counter() as counter:
+            loss_of(model(*self.args, **self.kwargs)).backward()
+        return counter.total
+
+    def measured(self, row: Row) -> Row:
+        """Fill in the peak of one step."""
+        assert row.model is not None
+        row.peak_bytes = measure_step(row.model, *self.args, **self.kwargs).peak_bytes
+        return row
+
+    def rivals(self) -> list[Row]:
+        """Eager first, then everything else that PyTorch offers."""
+        eager = Row("eager", copy.deepcopy(self.plain))
+        self.step_work = self.count(eager.model)  # type: ignore[arg-type]
+        rows = [eager]
+        for every, label in ((1, "checkpoint on every block"), (2, "checkpoint on every 2nd block")):
+            model = checkpointed(copy.deepcopy(self.plain), every)
+            rows.append(Row(label, model, recomputed=self.count(model) - self.step_work))
+        ways: tuple[tuple[str, Any], ...] = (("aot_eager", partitioned),)
+        if self.inductor:
+            ways = (("inductor", with_inductor),)
+            rows = rows[:1]
+        for name, compile_ in ways:
+            for ratio in (*RATIOS, 1.0) if self.inductor else RATIOS:
+                model = copy.deepcopy(self.plain)
+                found = compile_(model, ratio, self.step)
+                self.partitions.append((found, found.calls))
+                rows.append(Row(f"memory budget {ratio:g} ({name})", model, recomputed=found.recomputed))
+        return [self.measured(row) for row in rows]
+
+    def ours_against(self, rival: Row) -> list[Row]:
+        """Ours at the rival's peak; by FLOPs alone as well, where it recomputes more of them."""
+        first = self.ours(rival, "roofline")
+        if first.model is None or first.recomputed.flops <= rival.recomputed.flops:
+            return [first]
+        return [first, self.ours(rival, "flops")]
+
+    def ours(self, rival: Row, costs: Costs) -> Row:
+        """A plan within the bytes that the rival peaked at. Its work is that of the roofline, whatever it prices by."""
+        model = copy.deepcopy(self.plain)
+        label = f"ours{' (FLOPs alone)' if costs == 'flops' else ''} at the peak of: {rival.label}"
+        try:
+            made = plan(
+                model,
+                rival.peak_bytes,
+                self.args,
+                self.kwargs,
+                gradient_accumulation=False,
+                time_limit_seconds=self.time_limit,
+                costs=costs,
+            )
+        except NoScheduleError as error:
+            return Row(label, note=str(error).splitlines()[0], against=rival.label)
+        if self.priced is None:
+            self.priced = made.to_graph()  # the first plan of a model is priced by the roofline
+        again = [self.priced.operators[i] for i in made.to_schedule().order]
+        work = Work(sum(o.flops for o in again), sum(o.seconds for o in again))
+        work -= Work(self.priced.step_flops, self.priced.step_seconds)
+        rewrite(model, made, compiler="inductor" if self.inductor else "eager")
+        note = f"overhead {100 * made.overhead:.2f} %, lower bound {100 * made.lower_bound:.2f} %"
+        return self.measured(Row(label, model, recomputed=work, note=note, against=rival.label))
+
+    def time_in_turn(self, rows: list[Row], repeats: int) -> None:
+        """Every round runs each way once; a ratio pairs a way with the eager step of the same round."""
+        running = [row for row in rows if row.model is not None]
+        seconds: list[list[float]] = []
+        for repeat in range(repeats + 2):
+            taken = [self.step(row.model) for row in running]  # type: ignore[arg-type]
+            if repeat >= 2:
+                seconds.append(taken)
+        assert all(p.calls == calls for p, calls in self.partitions), (
+            "a way was compiled again, with another memory budget"
+        )
+        for column, row in enumerate(running):
+            row.ratio = statistics.median(taken[column] / taken[0] for taken in seconds)
+
+
+def losses(rows: list[Row]) -> list[str]:
+    """What a rival does better than ours at its peak, in words."""
+    found = []
+    by_label = {row.label: row for row in rows}
+    for row in rows:
+        if not row.against or "FLOPs alone" in row.label:
+            continue
+        rival = by_label[row.against]
+        if row.model is None:
+            found.append(f"{row.label}: no plan: {row.note}")
+            continue
+        pairs = (
+            ("peak bytes", row.peak_bytes, rival.peak_bytes),
+            ("recomputed FLOPs", row.recomputed.flops, rival.recomputed.flops),
+            ("recomputed seconds", row.recomputed.seconds, max(rival.recomputed.seconds, 0.0)),
+            ("step time ratio", row.ratio, rival.ratio),
+        )
+        found += [f"{row.label}: {n} {a:,.6g} against {b:,.6g}" for n, a, b in pairs if a > b * (1 + 1e-9)]
+    return found
+
+
+def table(name: str, bench: Bench, rows: list[Row]) -> list[str]:
+    """Markdown of one model."""
+    step = bench.step_work
+    lines = [
+        f"## {name}",
+        "",
+        f"Step: {step.flops / 1e9:.2f} GFLOP, {1e3 * step.seconds:.1f} ms by the cost model. "
+        f"Eager peaks at {rows[0].peak_bytes:,} bytes.",
+        "",
+        "| way | peak MiB | of eager | recomputed FLOPs % | recomputed seconds % | step time / eager | |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in rows:
+        if row.model is None:
+            lines.append(f"| {row.label} | - | - | - | - | - | {row.note} |")
+            continue
+        lines.append(
+            f"| {row.label} | {row.peak_bytes / MIB:.2f} | {row.peak_bytes / rows[0].peak_bytes:.3f} "
+            f"| {100 * row.recomputed.flops / step.flops:.2f} | {100 * row.recomputed.seconds / step.seconds:.2f} "
+            f"| {row.ratio:.3f} | {row.note} |"
+        )
+    lost = losses(rows)
+    return [*lines, "", "Losses: " + ("none" if not lost else ""), *(f"- {loss}" for loss in lost), ""]
+
+
+def main() -> None:
+    """Print one table per model; write all of them to a file if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=[m for m in MODELS if m != "tiny"])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--time-limit", type=float, default=20.0)
+    parser.add_argument("--inductor", action="store_true")
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    lines = [
+        f"# Side by side, {'compiled by Inductor' if options.inductor else 'eager kernels'}",
+        "",
+        f"    python {' '.join(['examples/benchmarks/side_by_side.py', *sys.argv[1:]])}",
+        "",
+        f"{datetime.date.today()}, torch {torch.__version__}, Python {platform.python_version()}, "
+        f"{platform.machine()}, {torch.get_num_threads()} threads. Percentages are of eager's step.",
+        "",
+    ]
+    print("\n".join(lines), flush=True)
+    for name in options.models:
+        torch.manual_seed(0)
+        bench = Bench(MODELS[name](), options.inductor, options.time_limit)
+        rows = bench.rivals()
+        rows += [row for rival in rows[1:] for row in bench.ours_against(rival)]
+        bench.time_in_turn(rows, options.repeats)
+        found = table(name, bench, rows)
+        print("\n".join(found), flush=True)
+        lines += found
+    if options.markdown:
+        options.markdown.parent.mkdir(parents=True, exist_ok=True)
+        options.markdown.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
