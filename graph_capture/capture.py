@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from graph_capture.graph import Graph
 from graph_capture.inputs import resolve_inputs
 from graph_capture.joint import Joint
 from graph_capture.loss import LossChoice, check_scalar, choose_loss, insert_loss, outputs_of_loss
+from graph_capture.partitions import SavedOutputs, saved_by_pytorch
 from graph_capture.prepare import differentiable_outputs
 from graph_capture.target import absent_card, card_notes, target_of
 from graph_capture.workspace import DeclaredWorkspace, MeasuredWorkspace, NoWorkspace, WorkspaceModel
@@ -50,6 +51,7 @@ class Capture:
     - `eager_peak_bytes`: resident memory included; `None` if eager cannot run on fake tensors, in which case the peak
       of the store-all schedule is to stand in. `eager_peak_source` says which, and why.
     - `notes`: what the user should know: operators priced by bytes, workspace that was declared, the loss.
+    - `saved_by_pytorch`: for each memory budget asked for, what PyTorch's partitioner would save.
     """
 
     graph: Graph
@@ -62,6 +64,7 @@ class Capture:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     notes: tuple[str, ...] = ()
+    saved_by_pytorch: Mapping[float, SavedOutputs] = field(default_factory=dict)
 
 
 def capture(
@@ -74,6 +77,7 @@ def capture(
     gradient_accumulation: bool = True,
     extra_bytes: Mapping[str, int] | None = None,
     costs: Costs = "roofline",
+    memory_budgets: Sequence[float] = (),
 ) -> Capture:
     """Capture one training step.
 
@@ -86,6 +90,7 @@ def capture(
     - `extra_bytes`: memory beside the model's, by label (optimizer state, headroom), resident for the whole step.
     - `costs`: where the operators' seconds come from: a `"roofline"` of the device, each distinct operator
       `"measured"` on it, or `"flops"` alone.
+    - `memory_budgets`: values of PyTorch's `activation_memory_budget` to see what its partitioner would save with.
 
     Raises :class:`CaptureError`.
     """
@@ -109,7 +114,8 @@ def capture(
     resident = resident_bytes(module, args, kwargs, target.allocation_bytes) | dict(extra_bytes or {})
     build = _Build(cost, workspace, resident, gradient_accumulation, type(module).__name__, card)
     graph, _ = build(joint)
-    bare, _ = bare_graph(joint)
+    bare, binding = bare_graph(joint)
+    saved = saved_by_pytorch(bare, binding, memory_budgets)
     if loss_call is not None:
         graph = _with_loss(graph, call, loss_call, loss, build)
     graph = round_allocations(graph, target)
@@ -118,7 +124,8 @@ def capture(
         unit = target.allocation_bytes
         peak, source = _eager_peak(twin, fake_args, fake_kwargs, loss, loss_fn, mode, workspace, graph, unit)
     notes = notes_of(graph, loss, workspace, cost) + (card_notes(graph, card) if card is not None else ())
-    return Capture(graph, bare.fingerprint, bare.structure_fingerprint, loss, peak, source, target, args, kwargs, notes)
+    prints = bare.fingerprint, bare.structure_fingerprint
+    return Capture(graph, *prints, loss, peak, source, target, args, kwargs, notes, saved)
 
 
 def bare_graph(joint: Joint) -> tuple[Graph, Binding]:

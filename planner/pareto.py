@@ -18,7 +18,9 @@ from graph_capture.devices import Device
 from graph_capture.graph import Graph
 from planner.api import LossFn, capture_with_peak, plan_of, with_time_limit
 from planner.budget import Budget, parse_budget
+from planner.by_partitioner import by_partitioner
 from planner.errors import error_for_solution
+from planner.pictures.points import Point, point_of
 from planner.pins import Patterns, Pins, pinned, pins_of
 from planner.plan_file import Plan
 from solvers.auto import Auto
@@ -94,12 +96,14 @@ class Pareto:
     - `points`: one per budget, in ascending order.
     - `graph`: what was solved. `eager_peak_bytes`: 100 % of budgets in percent.
     - `store_all_peak_bytes`: the budget from which on nothing is recomputed.
+    - `beside`: PyTorch's own memory budgets on the same graph, as asked for with `memory_budgets`.
     """
 
     points: tuple[ParetoPoint, ...]
     graph: Graph
     eager_peak_bytes: int
     store_all_peak_bytes: int
+    beside: tuple[Point, ...] = ()
     _origin: _Origin | None = field(default=None, repr=False)
 
     def plan(self, index: int) -> Plan:
@@ -139,6 +143,7 @@ def pareto(
     gradient_accumulation: bool = True,
     extra_bytes: Mapping[str, int] | None = None,
     costs: Costs = "roofline",
+    memory_budgets: Sequence[float] = (),
     keep: Patterns = (),
     recompute: Patterns = (),
     progress: ProgressListener | None = None,
@@ -150,6 +155,8 @@ def pareto(
     - `model`: a model, or a :class:`~graph_capture.graph.Graph` (then the arguments of the capture are not used, and a
       percentage refers to the store-all schedule's peak).
     - `budgets`: each as `plan` takes it. `time_limit_seconds` is for each of them.
+    - `memory_budgets`: values of PyTorch's `activation_memory_budget` (0 to 1) to show beside the curve: what its
+      partitioner would save is asked for, and evaluated as a schedule of the same graph.
 
     Raises what `plan` raises, but for budgets that cannot be met: those are points whose status says so.
     """
@@ -173,6 +180,7 @@ def pareto(
             extra_bytes=extra_bytes,
             costs=costs,
             pins=pins,
+            memory_budgets=memory_budgets,
         )
         assert captured.eager_peak_bytes is not None
         graph, eager_peak_bytes = captured.graph, captured.eager_peak_bytes
@@ -183,4 +191,8 @@ def pareto(
         for point in curve(graph, names, solver, progress)
     )
     store_all_peak_bytes = simulate_store_all(graph).peak_bytes
-    return Pareto(points, graph, eager_peak_bytes, store_all_peak_bytes, origin)
+    saved = origin.captured.saved_by_pytorch if origin is not None else {}
+    beside = tuple(
+        point_of(f"memory budget {r:g}", "by hand", graph, by_partitioner(graph, s)) for r, s in saved.items()
+    )
+    return Pareto(points, graph, eager_peak_bytes, store_all_peak_bytes, beside, origin)

@@ -37,6 +37,7 @@ class Curve:
     graph: Graph
     eager_peak_bytes: int
     rows: Sequence[Row]
+    beside: Sequence[Point] = ()
 
     def points(self) -> list[Point]:
         """The budgets that a schedule was found for."""
@@ -56,10 +57,10 @@ class Curve:
         ]
 
     def references(self) -> list[Point]:
-        """What else could be done with the graph, within the same budgets."""
+        """What else could be done with the graph; PyTorch's memory budget only where the model is at hand."""
         from planner.pictures.points import reference_points
 
-        return reference_points(self.graph, [row.budget_bytes for row in self.rows])
+        return [*reference_points(self.graph, [row.budget_bytes for row in self.rows]), *self.beside]
 
 
 def solve_curve(options: argparse.Namespace, solver: Solver | None) -> Curve:
@@ -67,6 +68,7 @@ def solve_curve(options: argparse.Namespace, solver: Solver | None) -> Curve:
     budgets = [parse_budget(budget) for budget in options.budgets]
     if options.target.endswith(".json"):
         return _of_plan(options, budgets, solver)
+    from planner.by_partitioner import RATIOS
     from planner.cli.factory import make
     from planner.pareto import pareto
 
@@ -85,10 +87,11 @@ def solve_curve(options: argparse.Namespace, solver: Solver | None) -> Curve:
             costs=options.costs,
             keep=options.keep,
             recompute=options.recompute,
+            memory_budgets=RATIOS,
             progress=listener,
         )
     rows = [Row(point.requested, point.budget_bytes, point.solution) for point in found.points]
-    return Curve(type(made.model).__name__, found.graph, found.eager_peak_bytes, rows)
+    return Curve(type(made.model).__name__, found.graph, found.eager_peak_bytes, rows, found.beside)
 
 
 def _of_plan(options: argparse.Namespace, budgets: Sequence[Budget], solver: Solver | None) -> Curve:

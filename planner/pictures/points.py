@@ -36,8 +36,8 @@ class Point:
 def reference_points(graph: Graph, budgets: Iterable[int]) -> list[Point]:
     """Store-all, `torch.utils.checkpoint` around blocks, and Chen's segments: seconds for thousands of operators."""
     graph = graph.without_released  # what would be done without pins
-    found = [_point("store-all", "store", graph, Schedule.store_all(graph))]
-    found += [_point(one.label, "by hand", graph, one.schedule) for one in by_block(graph)]
+    found = [point_of("store-all", "store", graph, Schedule.store_all(graph))]
+    found += [point_of(one.label, "by hand", graph, one.schedule) for one in by_block(graph)]
     for name in ("chen-sqrt", "chen-greedy"):
         solver = SOLVERS[name].load()()
         if solver.applies_to(graph) is not None:
@@ -46,10 +46,11 @@ def reference_points(graph: Graph, budgets: Iterable[int]) -> list[Point]:
             solution = solver.solve(graph, budget_bytes)
             # Chen's square root is one schedule, whatever the budget.
             if solution.schedule is not None:
-                found.append(_point(name, "classic", graph, solution.schedule))
+                found.append(point_of(name, "classic", graph, solution.schedule))
     return list(dict.fromkeys(found))
 
 
-def _point(label: str, kind: PointKind, graph: Graph, schedule: Schedule) -> Point:
+def point_of(label: str, kind: PointKind, graph: Graph, schedule: Schedule) -> Point:
+    """A schedule that was made for no budget."""
     overhead, peak_bytes = overhead_of(graph, schedule)
     return Point(label, kind, peak_bytes, peak_bytes, overhead)
