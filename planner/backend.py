@@ -23,11 +23,12 @@ from torch._guards import TracingContext
 
 from graph_capture.build import Binding
 from graph_capture.dynamo import aot_settings
-from graph_capture.graph import Graph
+from graph_capture.graph import Graph, Phase
 from graph_capture.joint import Joint, partitioner
 from graph_capture.prepare import differentiable_outputs, output_nodes, prepare
 from graph_capture.watchers import watched_again
 from planner.emit import Programs, emit
+from planner.out_of_memory import Expectation, explained
 from planner.slices import ABSENT, boxed, cut
 from planner.tokens import OutputWatch, UnplannedOutput, missing_outputs, start_call, token_gradient
 from solvers.schedule import Schedule
@@ -35,6 +36,11 @@ from solvers.schedule import Schedule
 Decide = Callable[[Joint], tuple[Graph, Binding, Schedule]]
 Compiler = Literal["eager", "inductor"]
 SelectLoss = Callable[[fx.GraphModule], Sequence[int]]
+Expect = Callable[[Graph], Expectation | None]
+
+
+def _expect_nothing(graph: Graph) -> Expectation | None:
+    return None
 
 
 @dataclass
@@ -56,12 +62,14 @@ class PlannedBackend:
     - `decide`: the schedule for a joint graph; raises if there is none.
     - `records`: one entry for each graph compiled.
     - `compiler`: `"eager"` runs torch's kernels one by one, `"inductor"` compiles the programs.
+    - `expect`: what the schedule that was decided for a graph is predicted to need, for messages.
     """
 
     select_loss: SelectLoss
     decide: Decide
     records: list[CompileRecord] = field(default_factory=list)
     compiler: Compiler = "eager"
+    expect: Expect = _expect_nothing
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Compile one guarded graph."""
@@ -71,23 +79,25 @@ class PlannedBackend:
             return watched_program(module.forward)
         return self._training(module, example_inputs, self.select_loss(module))
 
-    def _compile(self, module: fx.GraphModule, backward: bool) -> Callable[[list[Any]], Any]:
+    def _compile(
+        self, expectation: Expectation | None, phase: Phase, module: fx.GraphModule
+    ) -> Callable[[list[Any]], Any]:
         if self.compiler == "eager":
-            return boxed(module)
+            return explained(boxed(module), module, phase, expectation)
         from planner.inductor import compile_program
 
-        return compile_program(module, backward=backward)
+        return explained(compile_program(module, backward=phase == "backward"), module, phase, expectation)
 
     def _training(
         self, module: fx.GraphModule, example_inputs: Sequence[Any], loss: Sequence[int]
     ) -> Callable[..., Any]:
         prepared = prepare(module, example_inputs, loss)
-        emitted: list[tuple[Binding, Programs]] = []
+        emitted: list[tuple[Binding, Programs, Expectation | None]] = []
 
         def partition(joint: Joint) -> tuple[fx.GraphModule, fx.GraphModule]:
             graph, binding, schedule = self.decide(joint)
             programs = emit(graph, binding, schedule, traceable=self.compiler == "inductor")
-            emitted.append((binding, programs))
+            emitted.append((binding, programs, self.expect(graph)))
             recomputed = len(schedule.order) - len(graph)
             self.records.append(CompileRecord("training", len(graph), recomputed))
             return programs.forward, programs.backward
@@ -97,7 +107,7 @@ class PlannedBackend:
             metadata = TracingContext.get().fw_metadata
             assert metadata is not None
             metadata.bw_donated_idxs = []
-            return self._compile(gm, backward=False)
+            return self._compile(emitted[0][2], "forward", gm)
 
         def backward_compiler(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
             return run_first_slice  # the slices were cut from the same program
@@ -121,8 +131,8 @@ class PlannedBackend:
                 partition_fn=partitioner(partition),
                 keep_inference_input_mutations=True,
             )
-        ((binding, programs),) = emitted
-        slices = cut(programs, functools.partial(self._compile, backward=True))
+        ((binding, programs, expectation),) = emitted
+        slices = cut(programs, functools.partial(self._compile, expectation, "backward"))
         n_gradients = len(binding.joint.gradients)
         later, late = _later_slices(binding)
         detached = prepared.detached_outputs

@@ -21,11 +21,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from graph_capture.capture import capture
 from graph_capture.inputs import resolve_inputs
 from planner.budget import format_bytes
-from planner.describe import describe_inputs, describe_model
 from planner.errors import CaptureError, PlannerError
 from planner.measure import LossFn, loss_of, measure_step
-from planner.plan_parts import input_differences
 from planner.rewrite import rewrite
+from planner.world import environment_differences, model_differences, shown
 
 if TYPE_CHECKING:
     from planner.plan_file import Plan
@@ -106,14 +105,9 @@ def _check_fingerprint(
 ) -> CheckResult:
     """Capture the model again, as the plan was captured, and spell out what differs."""
     name = "fingerprint"
-    found = plan.model.differences(describe_model(model))
-    found += input_differences(plan.inputs, describe_inputs(args, kwargs))
-    if model.training != plan.training:
-        modes = {True: "training", False: "evaluation"}
-        found.append(f"the model is in {modes[model.training]} mode, the plan was made in {modes[plan.training]} mode")
+    found = model_differences(plan, model, args, kwargs)
     if found:
-        more = f"; and {len(found) - 5} more differences" if len(found) > 5 else ""
-        return CheckResult(name, False, "; ".join(found[:5]) + more)
+        return CheckResult(name, False, shown(found + environment_differences(plan)))
     settings = plan.settings
     try:
         captured = capture(
@@ -133,7 +127,9 @@ def _check_fingerprint(
             name, False, f"{where}; the factory must return the same loss_fn that the plan was made with"
         )
     if captured.program_fingerprint != plan.program_fingerprint:
-        return CheckResult(name, False, "the model's operators are not the plan's: its code or a setting has changed")
+        others = "".join(f"; {difference}" for difference in environment_differences(plan))
+        what = "the model's operators are not the plan's: its code or a setting has changed"
+        return CheckResult(name, False, what + others)
     if captured.graph.fingerprint != plan.fingerprint:
         return CheckResult(name, False, "the model is the plan's, but its loss or the memory around it is not")
     return CheckResult(name, True, f"captured again, the model gives the plan's graph ({plan.fingerprint})")

@@ -36,9 +36,10 @@ from planner.backend import PlannedBackend
 from planner.compile_options import CompileOptions, read_options
 from planner.compile_plan import CompileDecider
 from planner.decide import PlanChangedWarning
-from planner.errors import CaptureError, PlannerError, RewriteError
+from planner.errors import CaptureError, PlanMismatchError, PlannerError, RewriteError
 from planner.inductor_compiler import check_compiler
 from planner.ranks import data_parallel_ranks
+from planner.world import environment_differences, shown
 
 NAME = "checkpoint_planner"
 GROUP = "torch_dynamo_backends"
@@ -70,6 +71,10 @@ def checkpoint_planner(
         static = static_graph(module, example_inputs)
         run = _planned(static.module, static.example_inputs, read)
         return lambda *arguments: run(*(arguments[i] for i in static.kept))
+    except PlanMismatchError as error:
+        decider = _deciders.get(InstructionTranslator.current_tx().output.compiler_fn)
+        others = environment_differences(decider.plan) if decider is not None and decider.plan is not None else []
+        return _raiser(PlanMismatchError(f"{error} What differs besides: {shown(others)}.") if others else error)
     except (PlannerError, CaptureError) as error:
         return _raiser(error)
 
@@ -79,7 +84,7 @@ def _planned(module: fx.GraphModule, example_inputs: Sequence[Any], options: Com
     select_loss, decide = decider.callbacks(module, example_inputs)
     if options.compiler == "inductor":
         check_compiler(next((i.device.type for i in example_inputs if isinstance(i, torch.Tensor)), "cpu"))
-    run = PlannedBackend(select_loss, decide, compiler=options.compiler)(module, example_inputs)
+    run = PlannedBackend(select_loss, decide, compiler=options.compiler, expect=decider.expect)(module, example_inputs)
     while decider.changes:
         warnings.warn(PlanChangedWarning(f"planned again: {decider.changes.pop()}"), stacklevel=3)
     return run
@@ -96,7 +101,7 @@ def _decider_of_this_compilation(options: CompileOptions) -> CompileDecider:
 def _refuse_pieces(module: fx.GraphModule) -> None:
     """Refuse a graph that is only a part of what torch.compile was given."""
     reason: Any = getattr(module, "compile_subgraph_reason", None)
-    if reason is None:
+    if reason is None or "DDPOptimizer" in str(reason.reason):
         raise RewriteError(
             "the graph was cut before it reached this backend. For DDP, whose optimizer cuts it at its buckets, set "
             "torch._dynamo.config.optimize_ddp = False: this backend hands over each gradient when it is made, which "

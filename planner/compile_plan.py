@@ -16,7 +16,6 @@ from graph_capture.build import Binding, build_graph
 from graph_capture.capture import (
     Capture,
     bare_graph,
-    device_of,
     notes_of,
     resident_bytes,
     round_allocations,
@@ -30,10 +29,12 @@ from graph_capture.graph import Graph
 from graph_capture.joint import Joint
 from graph_capture.loss import LossChoice
 from graph_capture.prepare import differentiable_outputs, example_value, output_nodes
+from graph_capture.target import device_of
 from planner.api import plan_of
 from planner.compile_options import CompileOptions
 from planner.decide import Decider
 from planner.errors import error_for_solution
+from planner.out_of_memory import Expectation
 from planner.pins import pinned
 from planner.plan_file import Plan
 from planner.ranks import compare_plans, from_first_rank
@@ -79,6 +80,7 @@ class CompileDecider:
     ranks: tuple[int, ...]
     plan: Plan | None = None
     changes: list[str] = field(default_factory=list)
+    peaks: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.plan = self.options.given_plan
@@ -110,10 +112,17 @@ class CompileDecider:
 
         return lambda _: loss.outputs, decide
 
+    def expect(self, graph: Graph) -> Expectation | None:
+        """As :meth:`planner.decide.Decider.expect`."""
+        decider = self._decider()
+        return decider.expect(graph) if decider is not None else None
+
     def _decider(self) -> Decider | None:
         if self.plan is None:
             return None
-        return Decider(self.plan, "replan" if self.options.plan is None else self.options.on_change, self.changes)
+        return Decider(
+            self.plan, "replan" if self.options.plan is None else self.options.on_change, self.changes, self.peaks
+        )
 
 
 def loss_of_graph(module: fx.GraphModule) -> LossChoice:

@@ -20,6 +20,7 @@ from graph_capture.joint import Joint, tensors_of
 from graph_capture.prepare import differentiable_outputs, example_value, output_nodes
 from planner.budget import format_bytes
 from planner.errors import PlanMismatchError, error_for_solution
+from planner.out_of_memory import Expectation
 from planner.pins import pinned
 from planner.plan_file import Plan
 from solvers.registry import solver_class
@@ -42,11 +43,13 @@ class Decider:
     - `on_change`: `"replan"` makes a fresh plan within the same budget when the graph is another one, `"error"`
       refuses. The same graph at other shapes keeps its decisions as long as they fit.
     - `changes`: why fresh plans were made; whoever calls the model empties it, and warns.
+    - `peaks`: predicted peaks of the calls that the plan was not made for, by the fingerprints of their graphs.
     """
 
     plan: Plan
     on_change: OnChange
     changes: list[str] = field(default_factory=list)
+    peaks: dict[str, int] = field(default_factory=dict)
 
     def select_loss(self, module: fx.GraphModule) -> Sequence[int]:
         """The outputs that the loss comes from: the plan's, if they can be; else the one scalar; else all."""
@@ -70,6 +73,7 @@ class Decider:
         if same_structure:
             peak = _peak_or_none(priced, order)
             if peak is not None and peak <= self.plan.budget_bytes:
+                self.peaks[bare.fingerprint] = peak
                 return bare, binding, Schedule.from_order(bare, order)
             reason = (
                 "the model returns a result that the plan recomputes"
@@ -86,6 +90,12 @@ class Decider:
             )
         self.changes.append(reason)
         return bare, binding, self._replan(priced, bare)
+
+    def expect(self, bare: Graph) -> Expectation | None:
+        """What the schedule that was decided for a graph is predicted to need."""
+        planned = bare.fingerprint == self.plan.program_fingerprint
+        peak = self.plan.predicted_peak_bytes if planned else self.peaks.get(bare.fingerprint)
+        return None if peak is None else Expectation(peak, self.plan.budget_bytes)
 
     def _planned_order(self, bare: Graph) -> list[int]:
         """The plan's executions as operators of the model's own graph, whose loss is a single operator."""
@@ -153,6 +163,7 @@ class Decider:
             solution = solver.solve(priced, self.plan.budget_bytes)
         if solution.schedule is None:
             raise error_for_solution(solution, priced, self.plan.budget_bytes)
+        self.peaks[bare.fingerprint] = solution.predicted_peak_bytes
         return Schedule.from_order(bare, solution.schedule.order)
 
     def _difference(self, bare: Graph, binding: Binding) -> str:
@@ -171,7 +182,8 @@ class Decider:
         given = [o for o in bare.operators if o.phase != "loss"]
         for mine, theirs in zip(planned, given, strict=False):
             if mine.target != theirs.target:
-                where = theirs.module or theirs.source or "the model"
+                where = " ".join(p for p in (theirs.module, f"({theirs.source})" if theirs.source else "") if p)
+                where = where or "the model"
                 return f"at {where} the model runs {theirs.target}, the plan {mine.target} (another mode, flag or code)"
         if len(planned) != len(given):
             return f"the model runs {len(given)} operators, the plan has {len(planned)}"

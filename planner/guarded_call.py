@@ -16,10 +16,12 @@ from graph_capture.watchers import unwatched
 from planner.backend import PlannedBackend
 from planner.code_state import CodeState
 from planner.decide import PlanChangedWarning
-from planner.errors import CaptureError, PlannerError, RewriteError
+from planner.errors import CaptureError, PlanMismatchError, PlannerError, RewriteError
+from planner.plan_file import Plan
 from planner.planned_call import INSIDE_ANOTHER, PlannedCall
 from planner.ranks import compare_plans, data_parallel_ranks, is_fully_sharded
 from planner.switches import refuse_checkpointing
+from planner.world import shown, world_differences
 
 
 class GuardedCall(PlannedCall):
@@ -28,15 +30,11 @@ class GuardedCall(PlannedCall):
     **Fields:**
 
     - `backend`: compiles every guarded graph, and keeps the records.
-    - `identity`, `description`: the plan as a text that is equal for equal plans, and in a few words; the ranks of a
-      data-parallel run compare them before the first step.
+    - `plan`: what it runs; the ranks of a data-parallel run compare theirs before the first step.
     """
 
-    def __init__(
-        self, model: nn.Module, backend: PlannedBackend, changes: list[str], identity: str, description: str
-    ) -> None:
-        self.backend = backend
-        self.identity, self.description = identity, description
+    def __init__(self, model: nn.Module, backend: PlannedBackend, changes: list[str], plan: Plan) -> None:
+        self.backend, self.plan = backend, plan
         self._model = model
         self._changes = changes
         self._compared: set[tuple[int, ...]] = set()
@@ -71,7 +69,7 @@ class GuardedCall(PlannedCall):
         """Compare the plan with the other ranks', once for each group of ranks that the model runs in."""
         ranks = data_parallel_ranks(self._model)
         if len(ranks) > 1 and ranks not in self._compared:
-            compare_plans(ranks, self.identity, self.description)
+            compare_plans(ranks, f"{self.backend.compiler} {self.plan.identity}", repr(self.plan))
             self._compared.add(ranks)
 
     def _among_hooks(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -98,10 +96,16 @@ class GuardedCall(PlannedCall):
                 result = self._compiled(args, kwargs)
         except Exception as error:
             check_arguments(type(self._model).forward.__get__(self._model), args, kwargs)
-            raise own_error(error) from error
+            own = own_error(error)
+            if own is error:
+                raise
+            if isinstance(own, PlanMismatchError):
+                own = PlanMismatchError(f"{own}{self._besides(args, kwargs)}")
+            raise own from error
         finally:
             while self._changes:
-                warnings.warn(PlanChangedWarning(f"planned again: {self._changes.pop()}"), stacklevel=_user_level())
+                reason = f"planned again: {self._changes.pop()}{self._besides(args, kwargs)}"
+                warnings.warn(PlanChangedWarning(reason), stacklevel=_user_level())
         if len(self.backend.records) > compiled_before and (random.getstate(), _numpy_state()) != state:
             self._forget()
             raise RewriteError(
@@ -112,6 +116,11 @@ class GuardedCall(PlannedCall):
             refuse_checkpointing(self._model)  # it may have been switched on since, and would be passed over in silence
             self._code = CodeState.of(self._model)  # there may be other modules by now
         return result
+
+    def _besides(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """What else differs from the world that the plan was made in, as the end of a message."""
+        found = world_differences(self.plan, self._model, args, kwargs)
+        return f" What differs from the plan: {shown(found)}." if found else ""
 
 
 def _refuse_sharded_children(model: nn.Module) -> None:

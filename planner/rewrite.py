@@ -20,6 +20,7 @@ from planner.keep_plan import keep_plans
 from planner.plan_file import Plan
 from planner.ranks import refuse_wrapper
 from planner.switches import refuse_checkpointing
+from planner.world import shown
 
 
 def rewrite(model: nn.Module, plan: Plan, *, on_change: OnChange = "replan", compiler: Compiler = "eager") -> nn.Module:
@@ -53,12 +54,13 @@ def rewrite(model: nn.Module, plan: Plan, *, on_change: OnChange = "replan", com
     refuse_checkpointing(model)
     differences = plan.model.differences(describe_model(model))
     if differences:
-        shown = "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
-        raise PlanMismatchError(f"the plan was made for another model: {shown}. Plan this model with plan(model, ...).")
+        raise PlanMismatchError(
+            f"the plan was made for another model: {shown(differences)}. Plan this model with plan(model, ...)."
+        )
     keep_plans()
     decider = Decider(plan, on_change)
-    backend = PlannedBackend(decider.select_loss, decider.decide, compiler=compiler)
-    call = GuardedCall(model, backend, decider.changes, f"{compiler} {plan.identity}", repr(plan))
+    backend = PlannedBackend(decider.select_loss, decider.decide, compiler=compiler, expect=decider.expect)
+    call = GuardedCall(model, backend, decider.changes, plan)
     model._compiled_call_impl = call  # type: ignore[assignment]
     return model
 

@@ -260,3 +260,17 @@ def test_the_entry_point_names_the_backend() -> None:
     section = text.split("[project.entry-points.torch_dynamo_backends]\n")[1].split("\n\n")[0]
     name, value = (part.strip().strip('"') for part in section.split("="))
     assert EntryPoint(name, value, "torch_dynamo_backends").load() is checkpoint_planner
+
+
+def test_ddp_cut_at_its_buckets_is_refused_with_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
+    try:
+        wrapped = torch.nn.parallel.DistributedDataParallel(stack(), bucket_cap_mb=1)
+        call = torch.compile(wrapped, backend="checkpoint_planner", options={"budget": "90%"})
+        wrapped.bucket_bytes_cap = 1000  # so small a model has several buckets
+        monkeypatch.setattr(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 500)
+        with pytest.raises(RewriteError, match=r"set torch\._dynamo\.config\.optimize_ddp = False"):
+            call(tokens(0))
+    finally:
+        torch.distributed.destroy_process_group()
