@@ -45,8 +45,7 @@ def backward_names(binding: Binding, ratio: float) -> set[str]:
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
-@pytest.mark.parametrize("name", ["gpt2_sdpa", "unet"])
-@pytest.mark.parametrize("ratio", [0.1, 0.5])
+@pytest.mark.parametrize(("name", "ratio"), [("gpt2_sdpa", 0.1), ("unet", 0.1), ("unet", 0.5)])
 def test_the_schedule_recomputes_what_pytorch_recomputes(name: str, ratio: float) -> None:
     graph, binding = joint_graph(name)
     before = [str(node) for node in binding.joint.module.graph.nodes]
@@ -67,7 +66,7 @@ def test_the_schedule_recomputes_what_pytorch_recomputes(name: str, ratio: float
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 def test_more_is_recomputed_for_less_memory_budget() -> None:
-    graph, binding = joint_graph("gpt2_sdpa")
+    graph, binding = joint_graph("unet")
     found = saved_by_pytorch(graph, binding, RATIOS)
     recomputed = [len(by_partitioner(graph, found[ratio]).order) for ratio in RATIOS]
     assert recomputed == sorted(recomputed, reverse=True)
