@@ -150,19 +150,27 @@ def _reaches(node: fx.Node, returned: set[fx.Node]) -> bool:
 def _advance_writes(graph: fx.Graph) -> None:
     position = {node: index for index, node in enumerate(graph.nodes)}
     writes = list(graph.find_nodes(op="call_function", target=aten.copy_.default))
+    readers = _readers(graph) if writes else {}
     for write in writes:
         target, source = write.args[0], write.args[1]
         if not isinstance(target, fx.Node) or target.op != "placeholder" or not isinstance(source, fx.Node):
             continue
         key = storage_key(tensors_of(target)[0])
-        readers = [n for n in graph.nodes if n is not write and n.op == "call_function" and _reads(n, key)]
-        anchor = max([source, *readers], key=lambda n: position.get(n, -1))
+        others = [n for n in readers.get(key, ()) if n is not write]
+        anchor = max([source, *others], key=lambda n: position.get(n, -1))
         if anchor.op == "call_function" and not write.users and anchor.meta.get("partitioner_tag") != "is_backward":
             anchor.append(write)
 
 
-def _reads(node: fx.Node, key: int) -> bool:
-    return any(storage_key(t) == key for i in node.all_input_nodes for t in tensors_of(i))
+def _readers(graph: fx.Graph) -> dict[int, list[fx.Node]]:
+    """For each storage the operators that read it."""
+    keys = {node: {storage_key(t) for t in tensors_of(node)} for node in graph.nodes}
+    found: dict[int, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_function":
+            for key in set().union(*(keys[i] for i in node.all_input_nodes)):
+                found.setdefault(key, []).append(node)
+    return found
 
 
 def _allow_for_uncertain_layouts(graph: fx.Graph) -> None:
