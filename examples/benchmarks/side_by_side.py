@@ -203,13 +203,19 @@ def losses(rows: list[Row]) -> list[str]:
             ("recomputed seconds", row.recomputed.seconds, max(rival.recomputed.seconds, 0.0)),
             ("step time ratio", row.ratio, rival.ratio),
         )
-        measured = by_label.get(row.label.replace("ours at", f"ours{PRICED['measured']} at"))
+        measured, cheapest = (
+            by_label.get(row.label.replace("ours at", f"ours{PRICED[c]} at")) for c in ("measured", "flops")
+        )
         for name, mine, theirs in pairs:
-            if mine > theirs * (1 + 1e-9):
-                better = (
-                    name.startswith("step") and measured is not None and f"; by measured prices {measured.ratio:.3f}"
-                )
-                found.append(f"{row.label}: {name} {mine:,.6g} against {theirs:,.6g}{better or ''}")
+            if mine <= theirs * (1 + 1e-9):
+                continue
+            said = f"{row.label}: {name} {mine:,.6g} against {theirs:,.6g}"
+            if name == "recomputed FLOPs" and cheapest is not None:
+                work, theirs_seconds = cheapest.recomputed, rival.recomputed.seconds
+                said += f"; by FLOPs alone {work.flops:,.6g}, with {work.seconds:.4g} s against {theirs_seconds:.4g} s"
+            if name == "step time ratio" and measured is not None:
+                said += f"; by measured prices {measured.ratio:.3f}"
+            found.append(said)
     return found
 
 
@@ -261,7 +267,17 @@ def main() -> None:
         torch.manual_seed(0)
         bench = Bench(MODELS[name](), options.inductor, options.time_limit)
         rows = bench.rivals()
-        rows = [rows[0], bench.kept(), *rows[1:], *(row for rival in rows[1:] for row in bench.ours_against(rival))]
+        rows = [
+            rows[0],
+            bench.kept(),
+            *rows[1:],
+            *(
+                row
+                for rival in rows[1:]
+                if rival.recomputed.flops or rival.recomputed.seconds > 1e-9
+                for row in bench.ours_against(rival)
+            ),
+        ]
         bench.time_in_turn(rows, options.repeats)
         found = table(name, bench, rows)
         print("\n".join(found), flush=True)
