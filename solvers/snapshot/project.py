@@ -24,6 +24,10 @@ def project(reduction: Reduction, relaxation: Relaxation, order: Sequence[int]) 
         for operator, column in columns.items():
             if operator in rerun_in[i]:
                 point[column] = 1.0
+    for i, columns in enumerate(relaxation.nested):
+        for operator, column in columns.items():
+            if any(point.get(rerun.get(operator, -1)) for rerun in relaxation.rerun[i:]):
+                point[column] = 1.0
     for i, columns in enumerate(relaxation.keep):
         for value, column in columns.items():
             point[column] = float(value in kept[i])

@@ -15,7 +15,8 @@ run of t_i to just before the run of t_{i+1}. Columns, for flexible values v and
 
     k[i,v] = 0                              v must be released, and t_i is the first operator of the loss (5)
 
-and a memory row at any position j of a segment (see :meth:`_Builder.memory_row`). Every schedule that runs each
+and a memory row at any position j of a segment (see :meth:`_Builder.memory_row`); what keeps the program tight when
+there are several instants is in :mod:`~solvers.snapshot.nesting`. Every schedule that runs each
 operator first in captured order gives a point of these columns that satisfies all rows, whatever the instants and
 positions: a dual bound of the program is a lower bound on its recomputed seconds, and infeasibility is a proof.
 It stays a relaxation even with every instant, because memory *inside* of a burst of recomputation has no row.
@@ -27,6 +28,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from solvers.snapshot.milp import LinearProgram
+from solvers.snapshot.nesting import add_nesting
 from solvers.snapshot.reduction import Reduction
 
 ROW_SLACK = 1e-6
@@ -45,7 +47,8 @@ class Relaxation:
 
     - `instants`: positions t_0 = 0, t_1, ...; `ends[i]` is the end of segment i (exclusive).
     - `keep[i]`: value -> column k[i,v]; `rerun[i]`: operator -> column r[i,o] (two operators may share a column);
-      `hold[i]`: value -> column h[i,v] (k[i+1,v] itself where the value cannot be remade).
+      `hold[i]`: value -> column h[i,v] (k[i+1,v] itself where the value cannot be remade);
+      `nested[i]`: operator -> column R[i,o], recomputed in segment i or later.
     """
 
     instants: tuple[int, ...]
@@ -53,6 +56,7 @@ class Relaxation:
     keep: tuple[dict[int, int], ...]
     rerun: tuple[dict[int, int], ...]
     hold: tuple[dict[int, int], ...]
+    nested: tuple[dict[int, int], ...]
     program: LinearProgram
 
 
@@ -77,12 +81,14 @@ def build(
         builder.add_rerun_columns(i)
     for i in range(len(builder.instants)):
         builder.add_segment(i)
+    nested = add_nesting(builder.program, reduction, builder.instants, builder.keep, builder.rerun)
     return Relaxation(
         instants=tuple(builder.instants),
         ends=tuple(builder.ends),
         keep=tuple(builder.keep),
         rerun=tuple(builder.rerun),
         hold=tuple(builder.hold),
+        nested=nested,
         program=builder.program,
     )
 
