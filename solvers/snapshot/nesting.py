@@ -10,7 +10,8 @@ the rest of the step is also taken as one segment, with one more column per oper
     R[i,o] ≤ k[i,p] + R[i,producer(p)]       p input of o, made before t_i                          (8)
 
 (7) and (8) are the rows (2) and (3) of the relaxation whose last instant is t_i, so they hold for every schedule, and
-the bound is at least that of each of these relaxations.
+the linear relaxation is at least as tight as each of theirs. Without them, 7 instants in a GPT-2 of 48 layers within
+21 % of its memory gave a linear bound of 24.6 % of the step where 2 instants gave 30.0; with them, 30.0.
 """
 
 from __future__ import annotations
