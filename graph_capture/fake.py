@@ -67,7 +67,9 @@ def fake_tensor(tensor: torch.Tensor, mode: FakeTensorMode) -> torch.Tensor:
     fake = mode.from_tensor(source)
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(fake, requires_grad=tensor.requires_grad)
-    return fake.requires_grad_(tensor.requires_grad)
+    fake.requires_grad_(tensor.requires_grad)
+    # autocast keeps the casts of leaves alone, so what is none must not look like one
+    return fake if tensor.is_leaf else fake.view_as(fake)
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:

@@ -1,7 +1,8 @@
 """The joint forward-backward graph, brought into one normal form.
 
 AOTAutograd traces forward and backward into one functional ``torch.fx`` graph of ATen operators. Three things are
-changed before anyone looks at it, so that no schedule needs more memory than eager:
+changed before anyone looks at it, so that no schedule needs more memory than eager, and a fourth so that its numbers
+are eager's (:mod:`~graph_capture.autocast`):
 
 - a ``clone`` that changes nothing (same strides) disappears: the graph is functional, nobody can see the difference;
 - dead operators disappear, but for random ones, which advance the generator;
@@ -19,6 +20,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map
 
+from graph_capture.autocast import share_casts
 from graph_capture.errors import CaptureError
 
 aten = torch.ops.aten
@@ -47,6 +49,7 @@ class Joint:
 def normalise(module: fx.GraphModule, num_forward_outputs: int) -> Joint:
     """Bring AOTAutograd's joint graph into the normal form of this module, in place."""
     graph = module.graph
+    share_casts(graph)
     drop_unused_statistics(graph)
     _drop_clones(graph)
     graph.eliminate_dead_code(is_impure_node=_must_stay)

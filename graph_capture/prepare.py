@@ -20,6 +20,8 @@ import torch
 from torch import fx
 from torch._guards import detect_fake_mode
 
+from graph_capture.autocast import mark_blocks
+
 TOKEN_NAME = "checkpoint_token"
 
 
@@ -93,6 +95,7 @@ def prepare(module: fx.GraphModule, example_inputs: Sequence[Any], loss_outputs:
         if node.op == "placeholder":
             source = getattr(node, "_dynamo_source", None)
             sources.append(str(source.name() if callable(source.name) else source.name) if source is not None else "")
+    mark_blocks(graph)
     copy = fx.GraphModule(module, graph)
     copy.meta.update(module.meta)
     return Prepared(copy, (fake_token, *example_inputs), tuple(sources), tuple(sorted(detached)))
