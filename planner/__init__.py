@@ -45,6 +45,8 @@ if TYPE_CHECKING:
         RewriteError,
         UnsupportedModelError,
     )
+    from planner.export.make import export_policy
+    from planner.export.policy import SelectivePolicy
     from planner.loops import checkpoint_loop
     from planner.max_batch_size import BatchTrial, MaxBatchSize, max_batch_size
     from planner.measure import StepMeasurement, measure_step
@@ -78,6 +80,7 @@ __all__ = [
     "PlanMismatchError",
     "PlannerError",
     "RewriteError",
+    "SelectivePolicy",
     "StepMeasurement",
     "UnsupportedModelError",
     "__version__",
@@ -85,6 +88,7 @@ __all__ = [
     "certify",
     "checkpoint_loop",
     "export_certificate",
+    "export_policy",
     "format_bytes",
     "max_batch_size",
     "measure_step",
@@ -109,11 +113,13 @@ _HOMES = {
     "ParetoPoint": "planner.pareto",
     "Plan": "planner.plan_file",
     "PlanChangedWarning": "planner.decide",
+    "SelectivePolicy": "planner.export.policy",
     "StepMeasurement": "planner.measure",
     "auto_checkpoint": "planner.auto_checkpoint",
     "certify": "planner.certificate.make",
     "checkpoint_loop": "planner.loops",
     "export_certificate": "planner.certificate.make",
+    "export_policy": "planner.export.make",
     "format_bytes": "planner.budget",
     "max_batch_size": "planner.max_batch_size",
     "measure_step": "planner.measure",

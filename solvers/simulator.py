@@ -84,6 +84,11 @@ def simulate_store_all(graph: Graph) -> Simulation:
     return simulate(graph.without_released, Schedule.store_all(graph))
 
 
+def timeline_of(graph: Graph, schedule: Schedule, regime: Regime) -> tuple[int, ...]:
+    """Bytes alive while each execution runs, in a regime of the caller's choice."""
+    return tuple(_Replay(graph, schedule, regime).timeline)
+
+
 class _Replay:
     """One pass over a schedule in one regime."""
 

@@ -95,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _questions(verbs.add_parser, common)
     _certificates(verbs.add_parser, common)
+    _exports(verbs.add_parser, common)
     verbs.add_parser("solvers", parents=[common], help="the solvers that there are")
     return parser
 
@@ -129,6 +130,27 @@ def _questions(add_verb: Callable[..., argparse.ArgumentParser], common: _Parser
     )
     _solving(batch)
     _prices_and_pins(batch)
+
+
+def _exports(add_verb: Callable[..., argparse.ArgumentParser], common: _Parser) -> None:
+    export = add_verb(
+        "export", parents=[common], help="a plan as a policy of torch.utils.checkpoint, block by block, and its price"
+    )
+    export.add_argument("plan", metavar="PLAN", help="a plan file")
+    export.add_argument("target", metavar="FILE_OR_MODULE:FACTORY", help=_TARGET_HELP)
+    export.add_argument(
+        "-o", "--output", metavar="FILE", help="where to write the policy; without it, it is only shown"
+    )
+    export.add_argument(
+        "--as",
+        dest="form",
+        choices=("policy", "torchtitan"),
+        default="policy",
+        help="the policy with everything about it (default), or the bare decision of each block, for a trainer that "
+        "wraps blocks by itself",
+    )
+    export.add_argument("--budget", help="another budget than the plan's")
+    export.add_argument("--blocks", nargs="+", metavar="MODULE", help="the modules that may be checkpointed")
 
 
 def _certificates(add_verb: Callable[..., argparse.ArgumentParser], common: _Parser) -> None:

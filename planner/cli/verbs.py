@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planner.cli.main import CHECK_FAILED, OK
@@ -204,6 +205,36 @@ def check(options: argparse.Namespace) -> int:
     else:
         print(report)
     return OK if report.passed else CHECK_FAILED
+
+
+def export(options: argparse.Namespace) -> int:
+    """Turn a plan into a policy of selective checkpointing, print what it costs, and write it if a path was given."""
+    check_output(options.output, "the policy")
+    from planner.plan_file import Plan
+
+    planned = Plan.load(options.plan)
+    from planner.cli.factory import make
+    from planner.export.make import export_policy
+
+    made = make(options.target)
+    policy = export_policy(
+        planned,
+        made.model,
+        made.args,
+        made.kwargs,
+        loss_fn=made.loss_fn,
+        blocks=options.blocks,
+        budget=options.budget,
+    )
+    if options.output and options.form == "policy":
+        policy.save(options.output)
+    elif options.output:
+        Path(options.output).write_text(json.dumps(policy.decisions(), indent=1) + "\n", encoding="utf-8")
+    if options.json:
+        _print_json(policy.decisions() if options.form == "torchtitan" else policy.model_dump(mode="json"))
+    else:
+        print(policy)
+    return OK
 
 
 def solvers(options: argparse.Namespace) -> int:
