@@ -84,7 +84,7 @@ class Auto(Solver):
         """The cheapest schedule that any of the solvers finds, with the best bound."""
         started = time.monotonic()
         solver, reason = self.select(graph, budget_bytes)
-        solution = solver.solve(graph, budget_bytes, self._with_suggestions(graph, hints))
+        solution = solver.solve(graph, budget_bytes, self._with_suggestions(graph, budget_bytes, hints))
         if solution.schedule is None:
             solution = _better(solution, ChenGreedy().solve(graph, budget_bytes))
         if not solution.interrupted:
@@ -105,9 +105,10 @@ class Auto(Solver):
         )
 
     @staticmethod
-    def _with_suggestions(graph: Graph, hints: Hints) -> Hints:
+    def _with_suggestions(graph: Graph, budget_bytes: int, hints: Hints) -> Hints:
         def suggest() -> Iterator[Suggestion]:
-            return itertools.chain(hints.suggest() if hints.suggest is not None else (), chain_suggestions(graph))
+            known = hints.suggest() if hints.suggest is not None else ()
+            return itertools.chain(known, chain_suggestions(graph, budget_bytes))
 
         return dataclasses.replace(hints, suggest=suggest)
 

@@ -121,7 +121,7 @@ class _Block:
         marks = tuple((self.graph.values[v].size_bytes, v in self.saved, v in self.fixed) for v in local)
         return (tuple(rows), marks), list(local)
 
-    def _again(self, kept: frozenset[int]) -> list[int]:
+    def _again(self, kept: frozenset[int]) -> tuple[int, ...]:
         """The forward operators that B runs again, in captured order."""
         return self.stages.again(self.stage, self.saved - kept, kept)
 

@@ -156,6 +156,11 @@ class ChainProgram:
         self.chain = chain
         self.size = min(budget, chain.store_all_bytes)
         self._elapsed = [0, *accumulate(chain.ftime)]
+        # m_∅ of the paper but for δ: the forward of stage s, then of each stage up to t − 1 beside what it consumes.
+        steps = [chain.x[k] + chain.x[k + 1] + chain.ftmp[k] for k in range(len(chain))]
+        self._drop_need = [
+            list(accumulate(steps[s + 1 : -1], max, initial=chain.x[s + 1] + chain.ftmp[s])) for s in range(len(chain))
+        ]
         if self.size >= 0:
             self._fill()
 
@@ -205,39 +210,47 @@ class ChainProgram:
                 if shift < units:
                     self._behind[first, last, shift:] = cell[: units - shift]
 
-    def _checkpoint_seconds(self, first: int, last: int) -> Seconds:
-        """C1 for every s' = first + 1 … last (rows) and every m (columns)."""
-        chain = self.chain
-        need = chain.x[first + 1] + chain.ftmp[first]
-        for k in range(first + 1, last):
-            need = max(need, chain.x[k] + chain.x[k + 1] + chain.ftmp[k])
-        need = min(need + chain.deltas[last + 1], self.size + 1)
-        seconds = self._behind[first + 1 : last + 1, last] + self.table[first, first:last]
+    def _checkpoint_seconds(self, first: int, last: int, least: int = 0, units: int | None = None) -> Seconds:
+        """C1 for every s' = first + 1 … last (rows) and every m from `least` on (columns), `units` of them."""
+        need = self._drop_need[first][last - first - 1] + self.chain.deltas[last + 1]
+        columns = slice(least, None if units is None else least + units)
+        seconds = self._behind[first + 1 : last + 1, last, columns] + self.table[first, first:last, columns]
         seconds += (self._elapsed_array[first + 1 : last + 1] - self._elapsed_array[first])[:, None]
-        seconds[:, :need] = float("inf")
+        seconds[:, : max(0, need - least)] = float("inf")
         return seconds
+
+    def _all_need(self, first: int, last: int, option: Option) -> int:
+        chain = self.chain
+        temporary = max(chain.deltas[last + 1] + chain.all_tmps[first], chain.deltas[first + 1] + option.btmp)
+        return option.xbar + temporary
 
     def _all_seconds(self, first: int, last: int, option: Option) -> Seconds:
         """C2 of an option, for every m."""
         import numpy as np
 
-        chain, kept = self.chain, option.xbar
-        need = kept + max(chain.deltas[last + 1] + chain.all_tmps[first], chain.deltas[first + 1] + option.btmp)
+        kept, need = option.xbar, self._all_need(first, last, option)
         seconds: Seconds = np.full(self.size + 1, np.inf)
         if need <= self.size:
             rest = self.table[first + 1, last, need - kept : self.size + 1 - kept] if last > first else 0.0
-            seconds[need:] = chain.ftime[first] + option.btime + rest
+            seconds[need:] = self.chain.ftime[first] + option.btime + rest
         return seconds
+
+    def _all_seconds_at(self, first: int, last: int, option: Option, free: int) -> float:
+        """C2 of an option, for one m."""
+        if free < self._all_need(first, last, option):
+            return float("inf")
+        rest = float(self.table[first + 1, last, free - option.xbar]) if last > first else 0.0
+        return self.chain.ftime[first] + option.btime + rest
 
     def _expand(self, first: int, last: int, free: int) -> list[Operation | tuple[int, int, int]]:
         """The choice that attains C(first, last, free), in order of time."""
         options = self.chain.options_of(first)
-        everything = [float(self._all_seconds(first, last, option)[free]) for option in options]
+        everything = [self._all_seconds_at(first, last, option, free) for option in options]
         chosen = everything.index(min(everything))
         start, backward = Operation("all", first, chosen), Operation("backward", first, chosen)
         if first == last:
             return [start, backward]
-        parts = self._checkpoint_seconds(first, last)[:, free]
+        parts = self._checkpoint_seconds(first, last, free, 1)[:, 0]
         if everything[chosen] <= parts.min():
             return [start, (first + 1, last, free - options[chosen].xbar), backward]
         split = first + 1 + int(parts.argmin())

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -70,6 +70,9 @@ class Stages:
     backward: tuple[tuple[int, ...], ...]
     boundary: tuple[frozenset[int], ...]
     saved: tuple[frozenset[int], ...]
+    _again: dict[tuple[int, frozenset[int], frozenset[int]], tuple[int, ...]] = field(
+        default_factory=dict[tuple[int, frozenset[int], frozenset[int]], tuple[int, ...]], repr=False, compare=False
+    )
 
     @classmethod
     def of(cls, graph: Graph, cuts: Sequence[int], long_lived: frozenset[int]) -> Stages:
@@ -147,8 +150,14 @@ class Stages:
                 order += self.again(stage, self.boundary[stage])
         return order
 
-    def again(self, stage: int, wanted: frozenset[int], there: frozenset[int] = frozenset()) -> list[int]:
+    def again(self, stage: int, wanted: frozenset[int], there: frozenset[int] = frozenset()) -> tuple[int, ...]:
         """The operators of the stage that must run again to make the values `wanted`, those `there` left out."""
+        known = self._again.get((stage, wanted, there))
+        if known is None:  # hundreds of plans ask for the same few
+            known = self._again[stage, wanted, there] = self._run_again(stage, wanted, there)
+        return known
+
+    def _run_again(self, stage: int, wanted: frozenset[int], there: frozenset[int]) -> tuple[int, ...]:
         needed = set(wanted - there)
         operators: list[int] = []
         for index in reversed(self.forward[stage]):
@@ -156,7 +165,7 @@ class Stages:
             if repeatable(self.graph, index) and not needed.isdisjoint(operator.outputs):
                 needed.update(v for v in operator.inputs if v not in there)
                 operators.append(index)
-        return operators[::-1]
+        return tuple(operators[::-1])
 
     def chain(self) -> Chain:
         """Seconds and bytes of the stages."""

@@ -19,11 +19,11 @@ from solvers.revolve import ChainSteps, Revolve
 THRESHOLDS = 32
 MOST_REVOLVE_ORDERS = 40
 
-ROTOR_UNITS, MOST_STAGES = 150, 160
+ROTOR_UNITS, MOST_STAGES = 120, 160
 """The heterogeneous chain's programme is asked with coarse memory, and on chains of up to so many stages."""
 
 
-def chain_suggestions(graph: Graph) -> Iterator[Suggestion]:
+def chain_suggestions(graph: Graph, budget_bytes: int) -> Iterator[Suggestion]:
     """Orders of executions of `graph` by the chain methods; none where nothing cuts its forward phase."""
     chain = chain_of(graph) if any(o.phase == "backward" for o in graph.operators) else None
     if chain is None:
@@ -44,7 +44,7 @@ def chain_suggestions(graph: Graph) -> Iterator[Suggestion]:
             yield Suggestion(ChenGreedy.name, segment_order(graph, boundaries))
     if len(chain) <= MOST_STAGES:
         rotor = HeterogeneousChain(units=ROTOR_UNITS)
-        for order in rotor.orders(graph):
+        for order in rotor.orders(graph, budget_bytes):
             yield Suggestion(rotor.name, order)
     steps = ChainSteps.of(graph, chain)
     slots = list(Revolve(most_repetitions=4).slots(len(chain)))

@@ -5,8 +5,10 @@ and the reference, :mod:`solvers.chain_stages` makes a chain of a joint graph an
 
 The programme's memory is that of a chain, in units; the simulator's is that of the graph, in bytes. So the budget of
 the programme is a mere parameter here: one table holds the optimal plans for all of them, and the simulator picks the
-cheapest that fits. Every plan is tried in two forms: as it is, and with the outputs of a stage held until its backward
-where the paper makes them once more.
+cheapest that fits. A second table, with units of the budget, looks more closely around it: sizes are rounded up to
+units, and where the budget is a fifth of the store-all peak, units of that peak are five times coarser than need be.
+Every plan is tried in two forms: as it is, and with the outputs of a stage held until its backward where the paper
+makes them once more.
 
 *Options* (:mod:`solvers.block_options`, as Rockmate has them): a stage may keep a part of what its backward reads, and
 make the rest within its backward. The plans of the programme without options are judged as well, in the same way, so
@@ -19,8 +21,10 @@ U-Net) is kept throughout. A graph without a cut or a backward phase is refused 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 from graph_capture.graph import Graph
@@ -33,6 +37,9 @@ from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver
 from solvers.verdict import Verdict, judge, judge_best
 
+NARROWEST, WIDEST = 0.75, 1.25
+"""Budgets of the programme that the second table is asked for, as multiples of the budget."""
+
 
 @dataclass(frozen=True)
 class HeterogeneousChain(Solver):
@@ -40,7 +47,7 @@ class HeterogeneousChain(Solver):
 
     **Fields:**
 
-    - `units`: into how many units the memory of the store-all step is divided.
+    - `units`: into how many units the memory of the store-all step is divided, and then the budget.
     - `max_stages`: a longer chain is made coarser; table and time grow with its square and cube.
     - `options`: how many options a stage has beside the paper's own, which keeps all that its backward reads.
     """
@@ -71,12 +78,15 @@ class HeterogeneousChain(Solver):
         cuts = chain_of(graph)
         if store_all.peak_bytes <= budget_bytes or verdict.below_floor or cuts is None:
             return verdict.conclude([store_all])
-        orders = list(self.orders(graph))
+        orders = list(self.orders(graph, budget_bytes))
         trace = (f"{len(orders)} optimal plans of {min(len(cuts), self.max_stages)} stages",)
         return verdict.conclude([store_all, *judge_best(graph, orders, budget_bytes)], trace=trace)
 
-    def orders(self, graph: Graph) -> Iterator[tuple[int, ...]]:
-        """The executions of every optimal plan, in each form, once each; nothing where the graph is no chain."""
+    def orders(self, graph: Graph, budget_bytes: int) -> Iterator[tuple[int, ...]]:
+        """The executions of every optimal plan, in each form, once each; nothing where the graph is no chain.
+
+        The plans for about `budget_bytes` come first, with finer units; then those of every budget.
+        """
         cuts = chain_of(graph)
         if cuts is None:
             return
@@ -87,22 +97,34 @@ class HeterogeneousChain(Solver):
             sizes = tuple(tuple(option.size for option in row) for row in options)
             variants.append((replace(chain, options=sizes), options))
         seen: set[tuple[int, ...]] = set()
-        for variant, available in variants:
-            plans = list(_plans(variant, self.units))
-            for hold in (False, True):
-                for plan in plans:
-                    order = tuple(stages.order(plan, hold_outputs=hold, options=available))
-                    if order not in seen:
-                        seen.add(order)
-                        yield order
+        for plans_of in (partial(_plans_around, budget_bytes=budget_bytes), _plans):
+            for variant, available in variants:
+                plans = list(plans_of(variant, self.units))
+                for hold in (False, True):
+                    for plan in plans:
+                        order = tuple(stages.order(plan, hold_outputs=hold, options=available))
+                        if order not in seen:
+                            seen.add(order)
+                            yield order
 
 
 def _plans(chain: Chain, units: int) -> Iterator[list[Operation]]:
     """The optimal plan of every budget of the programme, of the smallest need first."""
     chain = chain.discretised(max(1, -(-chain.store_all_bytes // units)))
     program = ChainProgram(chain, chain.store_all_bytes)
-    seconds = float("inf")
-    for budget in range(program.size + 1):
+    return _distinct(program, range(program.size + 1))
+
+
+def _plans_around(chain: Chain, units: int, budget_bytes: int) -> Iterator[list[Operation]]:
+    """The optimal plans for about `budget_bytes`, of the smallest need first."""
+    chain = chain.discretised(max(1, -(-budget_bytes // units)))
+    program = ChainProgram(chain, math.ceil(WIDEST * units))
+    return _distinct(program, range(math.floor(NARROWEST * units), program.size + 1))
+
+
+def _distinct(program: ChainProgram, budgets: range) -> Iterator[list[Operation]]:
+    seconds = math.inf
+    for budget in budgets:
         found = program.makespan(budget)
         plan = program.plan(budget) if found < seconds or budget == program.size else None
         if plan is not None:
