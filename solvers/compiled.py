@@ -8,6 +8,7 @@ the clock (a work limit) waits for it instead.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib
@@ -93,12 +94,20 @@ def warm_up() -> None:
 
 
 def main() -> None:
-    """Compile, and say so on disk."""
+    """Compile, and say so on disk; where several processes ask at once, the first compiles and the others wait."""
     stamp = _stamp()
-    warm_up()
-    if stamp is not None:
-        with contextlib.suppress(OSError):  # a folder that became read-only: the next process asks again
-            stamp.touch()
+    with contextlib.ExitStack() as turn:
+        if stamp is not None:
+            with contextlib.suppress(OSError):  # a folder that became read-only, or that cannot lock: nobody waits
+                stamp.parent.mkdir(parents=True, exist_ok=True)
+                lock = turn.enter_context(stamp.with_suffix(".lock").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if stamp.exists():
+                return
+        warm_up()
+        if stamp is not None:
+            with contextlib.suppress(OSError):  # the next process asks again
+                stamp.touch()
 
 
 if __name__ == "__main__":

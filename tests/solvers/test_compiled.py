@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,23 @@ pytest.importorskip("numba")
 def test_whoever_waits_finds_it_ready() -> None:
     assert compiled.ready(wait=True)
     assert compiled.ready()
+
+
+def test_of_several_that_ask_at_once_one_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stamp, compilations = tmp_path / "cache" / "compiled-1", []
+
+    def warm_up() -> None:
+        compilations.append(stamp.exists())
+        with stamp.with_suffix(".lock").open("w") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    monkeypatch.setattr(compiled, "_stamp", lambda: stamp)
+    monkeypatch.setattr(compiled, "warm_up", warm_up)
+    compiled.main()
+    compiled.main()
+    assert compilations == [False]
+    with stamp.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_until_then_solvers_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
