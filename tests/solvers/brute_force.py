@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -35,6 +36,9 @@ class State:
     stage: int = 0
 
 
+_ANSWERS: dict[tuple[str, bool, int], tuple[float, Schedule | None]] = {}
+
+
 @dataclass(frozen=True)
 class BruteForce:
     """Exhaustive search on `graph`; `staged` restricts it to Checkmate's class."""
@@ -47,7 +51,18 @@ class BruteForce:
         return self.optimum(budget_bytes)[0]
 
     def optimum(self, budget_bytes: int) -> tuple[float, Schedule | None]:
-        """The optimum and a schedule that attains it."""
+        """The optimum and a schedule that attains it; searched once, however many solvers are held against it."""
+        question = (self._text, self.staged, budget_bytes)
+        if question not in _ANSWERS:
+            _ANSWERS[question] = self._search(budget_bytes)
+        return _ANSWERS[question]
+
+    @cached_property
+    def _text(self) -> str:
+        """All that there is to know of the graph, as text."""
+        return json.dumps(self.graph.to_dict())
+
+    def _search(self, budget_bytes: int) -> tuple[float, Schedule | None]:
         start = State()
         if self._live(start) > budget_bytes:
             return math.inf, None
