@@ -7,6 +7,8 @@ solver.
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 
 from planner import NoScheduleError
 from solvers.auto import Auto
@@ -14,7 +16,7 @@ from solvers.chen import ChenGreedy, ChenSqrt
 from solvers.revolve import Revolve
 from solvers.solution import Solver
 from solvers.store_all import StoreAll
-from tests.models import MODELS
+from tests.models import MODELS, Case, features
 from tests.planner.compare import Comparison, compare, plan_or_smallest
 from tests.planner.stress import RecomputeAlways
 
@@ -57,6 +59,22 @@ def test_equal_within_the_budget(name: str, budget: str, solver: str) -> None:
     comparison = compare(name, case, made)
     assert list(comparison.problems) == []
     _done[name, budget, solver] = comparison
+
+
+def test_equal_with_two_threads() -> None:
+    """All other tests run with one (`tests/conftest.py`); here tensors are large enough to be split."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        layers = (nn.Linear(32, 32), nn.BatchNorm1d(32), nn.GELU(), nn.Dropout(0.1), nn.Linear(32, 8))
+        case = Case(nn.Sequential(*layers), (features(4096),), loss_fn=lambda y: y.square().mean())
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        comparison = compare("layers", case, plan_or_smallest(case, "1TiB", SOLVERS["always"]))
+    finally:
+        torch.set_num_threads(before)
+    assert list(comparison.problems) == []
+    assert comparison.random_recomputed
 
 
 def test_many_random_operators_were_recomputed() -> None:
