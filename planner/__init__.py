@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         PlannerError,
         RewriteError,
         UnsupportedModelError,
+        WatchError,
     )
     from planner.export.make import export_policy
     from planner.export.policy import SelectivePolicy
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from planner.pareto import Pareto, ParetoPoint, pareto
     from planner.plan_file import Plan
     from planner.rewrite import restore, rewrite
+    from planner.watch_report import WatchedStep, WatchReport
+    from planner.watching import watch
 
 __all__ = [
     "BatchTrial",
@@ -83,6 +86,9 @@ __all__ = [
     "SelectivePolicy",
     "StepMeasurement",
     "UnsupportedModelError",
+    "WatchError",
+    "WatchReport",
+    "WatchedStep",
     "__version__",
     "auto_checkpoint",
     "certify",
@@ -100,6 +106,7 @@ __all__ = [
     "restore",
     "rewrite",
     "verify_certificate",
+    "watch",
 ]
 
 _HOMES = {
@@ -115,6 +122,8 @@ _HOMES = {
     "PlanChangedWarning": "planner.decide",
     "SelectivePolicy": "planner.export.policy",
     "StepMeasurement": "planner.measure",
+    "WatchReport": "planner.watch_report",
+    "WatchedStep": "planner.watch_report",
     "auto_checkpoint": "planner.auto_checkpoint",
     "certify": "planner.certificate.make",
     "checkpoint_loop": "planner.loops",
@@ -131,6 +140,7 @@ _HOMES = {
     "restore": "planner.rewrite",
     "rewrite": "planner.rewrite",
     "verify_certificate": "planner.certificate.verify",
+    "watch": "planner.watching",
 }
 """The module of each public name; what is not listed is an error class."""
 

@@ -28,9 +28,11 @@ from graph_capture.joint import Joint, partitioner
 from graph_capture.prepare import differentiable_outputs, output_nodes, prepare
 from graph_capture.watchers import watched_again
 from planner.emit import Programs, emit
+from planner.marks import markable
 from planner.out_of_memory import Expectation, explained
 from planner.slices import ABSENT, boxed, cut
 from planner.tokens import OutputWatch, UnplannedOutput, missing_outputs, start_call, token_gradient
+from planner.watching import begin_call
 from solvers.schedule import Schedule
 
 Decide = Callable[[Joint], tuple[Graph, Binding, Schedule]]
@@ -83,7 +85,7 @@ class PlannedBackend:
         self, expectation: Expectation | None, phase: Phase, module: fx.GraphModule
     ) -> Callable[[list[Any]], Any]:
         if self.compiler == "eager":
-            return explained(boxed(module), module, phase, expectation)
+            return explained(markable(boxed(module), module), module, phase, expectation)
         from planner.inductor import compile_program
 
         return explained(compile_program(module, backward=phase == "backward"), module, phase, expectation)
@@ -140,8 +142,12 @@ class PlannedBackend:
         hidden = (*detached, *outputs_that_feed(module, planned))
 
         def run(*arguments: Any) -> Any:
+            listener = begin_call(self, expectation, arguments)
             results = list(compiled(*start_call(slices, arguments, later, late)))
             watch = OutputWatch.on(results, planned)
+            if listener is not None:
+                listener.forward_ended(results)
+                watch.listener = listener
             if detached:
                 anchor = torch.zeros((), requires_grad=True)
                 for position in detached:

@@ -2,7 +2,8 @@
 
 One training step is run twice from the same parameters, buffers and random state: plainly, on a copy of the model,
 and rewritten by the plan. Outputs, gradients and buffers must agree bit for bit, and the measured peak must not exceed
-the budget. The model itself is left rewritten: whoever checks a plan has built the model for that.
+the budget. Further steps are watched operator by operator. The model itself is left rewritten: whoever checks a plan
+has built the model for that.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from planner.budget import format_bytes
 from planner.errors import CaptureError, PlannerError
 from planner.measure import LossFn, loss_of, measure_step
 from planner.rewrite import rewrite
+from planner.watching import watch
 from planner.world import environment_differences, model_differences, shown
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ def check_plan(
         _compare("gradients", plain.gradients, rewritten.gradients),
         _compare("buffers", plain.buffers, rewritten.buffers),
         _check_peak(plan, plain_peak_bytes, _measure(plan, rewritten_model, args, kwargs, loss_fn)),
+        _check_operators(plan, rewritten_model, args, kwargs, loss_fn),
     ]
     return CheckReport(tuple(results))
 
@@ -199,14 +202,39 @@ def _measure(
     plan: Plan, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], loss_fn: LossFn | None
 ) -> int | None:
     """Measured peak of a step, the worse of the regimes that are planned for; `None` if the plan is for elsewhere."""
-    kinds = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
-    if kinds != {"cpu" if plan.environment.device == "cpu" else "cuda"}:
+    if _is_elsewhere(plan, model):
         return None
     regimes = (False, True) if plan.settings["gradient_accumulation"] else (False,)
     return max(
         measure_step(model, *args, loss_fn=loss_fn, gradient_accumulation=accumulate, **kwargs).peak_bytes
         for accumulate in regimes
     )
+
+
+def _is_elsewhere(plan: Plan, model: nn.Module) -> bool:
+    kinds = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    return kinds != {"cpu" if plan.environment.device == "cpu" else "cuda"}
+
+
+def _check_operators(
+    plan: Plan, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], loss_fn: LossFn | None
+) -> CheckResult:
+    """Where memory and prediction part, operator by operator; on a card, whose library workspaces stay, only told."""
+    name = "operators"
+    if _is_elsewhere(plan, model):
+        return CheckResult(name, None, f"not watched: the plan is for {plan.environment.device}")
+    model.zero_grad(set_to_none=True)
+    with watch(model) as report:
+        for _ in range(2 if plan.settings["gradient_accumulation"] else 1):
+            loss_of(model(*_fresh(tuple(args)), **_fresh(dict(kwargs))), loss_fn).backward()
+    model.zero_grad(set_to_none=True)
+    passed = report.holds if plan.environment.device == "cpu" else None
+    parting = next((p for step in report.steps for p in (step.over, step.over_budget, step.under) if p), None)
+    if parting is not None:
+        return CheckResult(name, passed, f"actual and predicted memory part first at {parting}")
+    step = report.steps[-1]
+    within = format_bytes(step.tolerance_bytes)
+    return CheckResult(name, passed, f"{len(step.executions)} executions, each within {within} of the prediction")
 
 
 def _check_peak(plan: Plan, plain_bytes: int | None, rewritten_bytes: int | None) -> CheckResult:

@@ -80,7 +80,7 @@ class CompileDecider:
     ranks: tuple[int, ...]
     plan: Plan | None = None
     changes: list[str] = field(default_factory=list)
-    peaks: dict[str, int] = field(default_factory=dict)
+    others: dict[str, Expectation] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.plan = self.options.given_plan
@@ -121,7 +121,7 @@ class CompileDecider:
         if self.plan is None:
             return None
         return Decider(
-            self.plan, "replan" if self.options.plan is None else self.options.on_change, self.changes, self.peaks
+            self.plan, "replan" if self.options.plan is None else self.options.on_change, self.changes, self.others
         )
 
 

@@ -43,13 +43,13 @@ class Decider:
     - `on_change`: `"replan"` makes a fresh plan within the same budget when the graph is another one, `"error"`
       refuses. The same graph at other shapes keeps its decisions as long as they fit.
     - `changes`: why fresh plans were made; whoever calls the model empties it, and warns.
-    - `peaks`: predicted peaks of the calls that the plan was not made for, by the fingerprints of their graphs.
+    - `others`: what calls that the plan was not made for are predicted to need, by the fingerprints of their graphs.
     """
 
     plan: Plan
     on_change: OnChange
     changes: list[str] = field(default_factory=list)
-    peaks: dict[str, int] = field(default_factory=dict)
+    others: dict[str, Expectation] = field(default_factory=dict)
 
     def select_loss(self, module: fx.GraphModule) -> Sequence[int]:
         """The outputs that the loss comes from: the plan's, if they can be; else the one scalar; else all."""
@@ -73,7 +73,7 @@ class Decider:
         if same_structure:
             peak = _peak_or_none(priced, order)
             if peak is not None and peak <= self.plan.budget_bytes:
-                self.peaks[bare.fingerprint] = peak
+                self._expect_other(bare, priced, Schedule.from_order(priced, order), peak)
                 return bare, binding, Schedule.from_order(bare, order)
             reason = (
                 "the model returns a result that the plan recomputes"
@@ -93,9 +93,13 @@ class Decider:
 
     def expect(self, bare: Graph) -> Expectation | None:
         """What the schedule that was decided for a graph is predicted to need."""
-        planned = bare.fingerprint == self.plan.program_fingerprint
-        peak = self.plan.predicted_peak_bytes if planned else self.peaks.get(bare.fingerprint)
-        return None if peak is None else Expectation(peak, self.plan.budget_bytes)
+        if bare.fingerprint != self.plan.program_fingerprint:
+            return self.others.get(bare.fingerprint)
+        made = self.plan
+        return Expectation(made.predicted_peak_bytes, made.budget_bytes, made.to_graph(), made.to_schedule())
+
+    def _expect_other(self, bare: Graph, priced: Graph, schedule: Schedule, peak_bytes: int) -> None:
+        self.others[bare.fingerprint] = Expectation(peak_bytes, self.plan.budget_bytes, priced, schedule)
 
     def _planned_order(self, bare: Graph) -> list[int]:
         """The plan's executions as operators of the model's own graph, whose loss is a single operator."""
@@ -163,7 +167,7 @@ class Decider:
             solution = solver.solve(priced, self.plan.budget_bytes)
         if solution.schedule is None:
             raise error_for_solution(solution, priced, self.plan.budget_bytes)
-        self.peaks[bare.fingerprint] = solution.predicted_peak_bytes
+        self._expect_other(bare, priced, solution.schedule, solution.predicted_peak_bytes)
         return Schedule.from_order(bare, solution.schedule.order)
 
     def _difference(self, bare: Graph, binding: Binding) -> str:

@@ -29,6 +29,8 @@ from solvers.schedule import Compute, Schedule, programs_of
 
 BATCH_NORM = torch.ops.aten._native_batch_norm_legit_functional.default
 BATCH_NORM_WITHOUT_STATISTICS = torch.ops.aten._native_batch_norm_legit.no_stats
+EXECUTION = "planned_execution"
+"""Key in the `meta` of the first node of each execution: its position in the order of the schedule."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class _Emitter:
         self.programs = programs_of(graph, order)
         self.runs = {index: order.count(index) for index in set(order) if is_random_operator(graph, index)}
         self.done: set[int] = set()
+        self.executed = 0
         self.forward = _Program(binding, self._missing_in_forward)
         self.backward = _Program(binding, self._import)
         self.forward_states: dict[int, fx.Node] = {}
@@ -141,6 +144,7 @@ class _Emitter:
         if program is self.backward and step.operator not in self.done:
             self._deliver(step.operator)
         self.done.add(step.operator)
+        self.executed += 1
         return 1
 
     def _compute(self, program: _Program, states: dict[int, fx.Node], step: Compute, node: fx.Node) -> None:
@@ -152,6 +156,7 @@ class _Emitter:
                 program.get(argument)
         for value in operator.outputs:
             program.forget(value)
+        before = next(reversed(program.graph.nodes))
         if step.reuses is not None and not self.traceable:
             emitted = self._in_place(program, step, node)
             program.forget(step.reuses)
@@ -163,6 +168,7 @@ class _Emitter:
             emitted = _without_statistics(program, node)
         else:
             emitted = program.graph.node_copy(node, program.get)
+        before.next.meta[EXECUTION] = self.executed
         pieces = [u for u in node.users if _is_piece(u)]
         if emitted.target is BATCH_NORM_WITHOUT_STATISTICS:
             pieces = [u for u in pieces if u.args[1] < 3]  # type: ignore[operator]

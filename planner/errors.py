@@ -11,6 +11,7 @@
     ├── RewriteError                   a model that cannot be rewritten, or a call that a rewritten model refuses
     ├── CertificateError (ValueError)  a certificate that does not prove what it says, or is no certificate at all
     ├── LoopError (ValueError)         a loop that cannot be checkpointed, or is used in a way that it must refuse
+    ├── WatchError                     a watch that could see nothing, or a step that needed more than predicted
     ├── UnsupportedModelError          a model that there is nothing to plan for
     └── FactoryError                   FILE:FACTORY on the command line cannot be loaded or called
 
@@ -46,6 +47,7 @@ __all__ = [
     "PlannerError",
     "RewriteError",
     "UnsupportedModelError",
+    "WatchError",
     "error_for_solution",
 ]
 
@@ -113,6 +115,10 @@ class CertificateError(PlannerError, ValueError):
 
 class LoopError(PlannerError, ValueError):
     """A loop cannot be checkpointed, or is differentiated in a way that it must refuse."""
+
+
+class WatchError(PlannerError):
+    """A watch could see nothing, or saw a step that needed more memory than predicted; the message has the operator."""
 
 
 class UnsupportedModelError(PlannerError):

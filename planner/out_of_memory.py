@@ -16,7 +16,9 @@ import torch
 from torch import fx
 
 from graph_capture.build import module_of, source_of
+from graph_capture.graph import Graph
 from planner.budget import format_bytes
+from solvers.schedule import Schedule
 
 Boxed = Callable[[list[Any]], Any]
 _GENERATED = "<eval_with_key>"  # what fx calls the file of a program that it generated
@@ -24,10 +26,18 @@ _GENERATED = "<eval_with_key>"  # what fx calls the file of a program that it ge
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a call was planned with. `peak_bytes` includes everything that the budget covers."""
+    """What a call was planned with.
+
+    **Fields:**
+
+    - `peak_bytes`: includes everything that the budget covers.
+    - `graph`, `schedule`: what it was predicted from, resident memory and workspace included.
+    """
 
     peak_bytes: int
     budget_bytes: int
+    graph: Graph
+    schedule: Schedule
 
 
 def explained(run: Boxed, program: fx.GraphModule, phase: str, expectation: Expectation | None) -> Boxed:

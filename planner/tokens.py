@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from planner.errors import RewriteError
+from planner.marks import Listener, listen
 from planner.slices import Slice, State
 
 _STATE = "_planned_state"
@@ -92,6 +93,7 @@ class OutputWatch:
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self.numbers = numbers
+        self.listener: Listener | None = None
         self.hidden: tuple[tuple[int, Any], ...] = ()
 
     @classmethod
@@ -119,6 +121,10 @@ class OutputWatch:
                     "planner.restore(model) for such steps."
                 )
         _arrival.missing = tuple(i for i, number in enumerate(self.numbers) if gradients[number] is None)
+        if self.listener is None:
+            listen(None)
+        else:
+            self.listener.backward_starts()
 
 
 _arrival = threading.local()

@@ -518,7 +518,7 @@ def test_plan_show_check_on_a_model(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "layers.{" in capsys.readouterr().out
     assert main(["check", output, f"{factories}:make_net"]) == OK
     text = capsys.readouterr().out
-    for word in ("fingerprint", "outputs", "gradients", "buffers", "peak", "the plan holds"):
+    for word in ("fingerprint", "outputs", "gradients", "buffers", "peak", "operators", "the plan holds"):
         assert word in text
     assert "FAILED" not in text
     assert main(["check", output, f"{factories}:make_other"]) == CHECK_FAILED

@@ -41,6 +41,9 @@ NAMES = {
     "SelectivePolicy",
     "StepMeasurement",
     "UnsupportedModelError",
+    "WatchError",
+    "WatchReport",
+    "WatchedStep",
     "__version__",
     "auto_checkpoint",
     "certify",
@@ -58,6 +61,7 @@ NAMES = {
     "restore",
     "rewrite",
     "verify_certificate",
+    "watch",
 }
 
 
