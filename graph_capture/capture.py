@@ -111,7 +111,7 @@ def capture(
             loss_call, loss = _loss(call, loss_fn)
             card = absent_card(module, target)
             joint = call.joint(loss.outputs, card)
-    resident = resident_bytes(module, args, kwargs, target.allocation_bytes) | dict(extra_bytes or {})
+    resident = with_declared(resident_bytes(module, args, kwargs, target.allocation_bytes), extra_bytes or {})
     build = _Build(cost, workspace, resident, gradient_accumulation, type(module).__name__, card)
     graph, _ = build(joint)
     bare, binding = bare_graph(joint)
@@ -159,6 +159,17 @@ def resident_bytes(
         "inputs": size(t for t in tree_leaves((tuple(args), dict(kwargs))) if isinstance(t, torch.Tensor)),
         "bookkeeping": BOOKKEEPING_BYTES,
     }
+
+
+def with_declared(own_bytes: Mapping[str, int], extra_bytes: Mapping[str, int]) -> dict[str, int]:
+    """The step's own lines and the declared ones; raises :class:`CaptureError` where one would replace the other."""
+    for label in extra_bytes:
+        if label in own_bytes:
+            raise CaptureError(
+                f"extra_bytes declares {label!r}, which is counted from the model itself: give memory beside the step "
+                "another label"
+            )
+    return {**own_bytes, **extra_bytes}
 
 
 def round_allocations(graph: Graph, device: Device) -> Graph:

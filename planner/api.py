@@ -100,7 +100,9 @@ def plan(
     )
     assert captured.eager_peak_bytes is not None
     budget_bytes = wanted.resolve(captured.eager_peak_bytes)
-    solution = solver.solve(captured.graph, budget_bytes, Hints(progress=progress))
+    hints = Hints(progress=progress)
+    hints.starting(solver)
+    solution = solver.solve(captured.graph, budget_bytes, hints)
     if solution.schedule is None:
         raise error_for_solution(solution, captured.graph, budget_bytes, captured.eager_peak_bytes)
     return plan_of(module, captured, wanted, budget_bytes, solution, solver, capture_seconds, chosen, pins)

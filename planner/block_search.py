@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from graph_capture.capture import Capture, capture, resident_bytes, workspace_model
+from graph_capture.capture import Capture, capture, resident_bytes, with_declared, workspace_model
 from graph_capture.fake import fake_copy, fake_inputs, fake_mode_of
 from graph_capture.graph import Graph
 from graph_capture.huggingface import as_in_eager
@@ -78,7 +78,7 @@ def search(
     refuse_wrapper(module)
     names = tuple(names) if names is not None else find_blocks(module)
     step = _Step.of(module, args, kwargs, names, loss_fn, param_dtype, device)
-    fixed = _fixed_lines(module, args, kwargs, names, shards, param_dtype) | extra_bytes
+    fixed = with_declared(_fixed_lines(module, args, kwargs, names, shards, param_dtype), extra_bytes)
 
     def peak_with(memories: Mapping[str, BlockMemory]) -> int:
         return sum(fixed.values()) + step.peak_bytes(memories, gradients_stay=shards == 1)

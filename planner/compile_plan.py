@@ -19,6 +19,7 @@ from graph_capture.capture import (
     notes_of,
     resident_bytes,
     round_allocations,
+    with_declared,
     workspace_model,
 )
 from graph_capture.costs import Roofline
@@ -147,7 +148,7 @@ def plan_joint(
     started = time.perf_counter()
     device = device_by_name(options.device) if options.device is not None else device_of(function)
     workspace = workspace_model(device)
-    resident = resident_bytes(function, function.inputs, {}) | dict(options.extra_bytes)
+    resident = with_declared(resident_bytes(function, function.inputs, {}), options.extra_bytes)
     with _disable_current_modes():
         graph, _ = build_graph(
             joint,

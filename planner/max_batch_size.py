@@ -12,6 +12,9 @@ although a smaller one does not; nobody looks for it.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +33,7 @@ from planner.errors import BudgetError, NoScheduleError, error_for_solution
 from planner.pins import Patterns, Pins, pins_of
 from planner.plan_file import Plan
 from solvers.auto import Auto
-from solvers.hints import Hints, ProgressListener
+from solvers.hints import Hints, Progress, ProgressListener
 from solvers.schedule import Schedule
 from solvers.simulator import ScheduleError, simulate, simulate_store_all
 from solvers.solution import Solution, Solver, Status
@@ -82,6 +85,7 @@ class MaxBatchSize:
     - `store_all_batch`: the largest batch that fits without recomputation, found in the same way; 0 if none does.
     - `trials`: in ascending order of the batch. `budget_bytes`: what had to hold.
     - `proven`: whether the next larger batch is proven not to fit. `limit_reached`: whether there was none to try.
+    - `interrupted`: whether Ctrl-C ended the search; then this is the best batch by then, and the next one is open.
     """
 
     batch: int
@@ -91,6 +95,7 @@ class MaxBatchSize:
     budget_bytes: int
     proven: bool
     limit_reached: bool
+    interrupted: bool = False
 
     @property
     def fastest(self) -> BatchTrial:
@@ -161,7 +166,8 @@ def max_batch_size(
         "costs": costs,
     }
     solver = with_time_limit(solver if solver is not None else Auto(), time_limit_seconds)
-    question = _Question(model, make_inputs, wanted, solver, options, pins_of(keep, recompute), max_overhead, progress)
+    pins, began = pins_of(keep, recompute), time.monotonic()
+    question = _Question(model, make_inputs, wanted, solver, options, pins, max_overhead, progress, began)
     search = _Search(question, multiple_of, limit // multiple_of, prefer)
     return search.run()
 
@@ -219,6 +225,13 @@ class _Question:
     pins: Pins
     max_overhead: float | None
     progress: ProgressListener | None
+    began: float
+
+    def tell(self, batch: int, event: Progress) -> None:
+        """Tell the listener of an event, with the batch that it is of; nobody knows how many batches are to come."""
+        if self.progress is not None:
+            seconds, stage = time.monotonic() - self.began, f"batch {batch}, {event.stage}"
+            self.progress(dataclasses.replace(event, stage=stage, seconds=seconds, time_limit_seconds=None))
 
     @property
     def budget_bytes(self) -> int:
@@ -228,6 +241,7 @@ class _Question:
     def capture(self, batch: int) -> _Captured:
         """Capture the step of a batch; raises `CaptureError` with the batch in its message."""
         started = time.perf_counter()
+        self.tell(batch, Progress("max batch", "capturing", 0.0, None, math.inf, 0.0))
         args, kwargs = self._inputs(batch)
         try:
             module, captured, _ = capture_with_peak(self.model, args, kwargs, pins=self.pins, **self.options)
@@ -273,14 +287,15 @@ class _Question:
 
     def _hints(self, captured: _Captured, known: Sequence[int] | None) -> Hints:
         graph = captured.capture.graph
+        hints = Hints(progress=functools.partial(self.tell, captured.batch))
         if known is None or max(known, default=-1) >= len(graph):
-            return Hints(progress=self.progress)
+            return hints
         schedule = Schedule.from_order(graph, known)
         try:
             simulate(graph, schedule)
         except ScheduleError:  # another graph than the one that it was made for: then it is no hint
-            return Hints(progress=self.progress)
-        return Hints(schedules=(schedule,), progress=self.progress)
+            return hints
+        return dataclasses.replace(hints, schedules=(schedule,))
 
 
 class _Search:
@@ -292,13 +307,17 @@ class _Search:
         self.store_all_peaks: dict[int, int] = {}
         self.chosen: _Answer | None = None
         self.order: Sequence[int] | None = None
+        self.interrupted = False
 
     def run(self) -> MaxBatchSize:
-        """Search; raises if the smallest batch does not fit."""
-        low, high = self._doubled()
-        while high is not None and high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self.fits(middle) else (low, middle)
+        """Search; raises if the smallest batch does not fit. Ctrl-C ends the search with the best batch by then."""
+        high: int | None = None
+        try:
+            high = self._narrowed()
+        except KeyboardInterrupt:
+            if self.chosen is None:
+                raise
+            self.interrupted = True
         assert self.chosen is not None
         question, answer = self.question, self.chosen
         plan = plan_of(
@@ -320,8 +339,17 @@ class _Search:
             trials=tuple(self.trials[units] for units in sorted(self.trials)),
             budget_bytes=question.budget_bytes,
             proven=beyond is not None and beyond.outcome == "impossible",
-            limit_reached=high is None,
+            limit_reached=high is None and not self.interrupted,
+            interrupted=self.interrupted,
         )
+
+    def _narrowed(self) -> int | None:
+        """The smallest batch that did not fit, right above the largest that did; `None` if the limit was reached."""
+        low, high = self._doubled()
+        while high is not None and high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.fits(middle) else (low, middle)
+        return high
 
     def _doubled(self) -> tuple[int, int | None]:
         """The last batch that fitted, and the first one that did not; `None` if the limit was reached."""
@@ -348,6 +376,8 @@ class _Search:
         self.order = answer.solution.schedule.order
         if self.chosen is None or self._score(answer.trial) > self._score(self.chosen.trial):
             self.chosen = answer
+        if answer.solution.interrupted:
+            raise KeyboardInterrupt  # the solver took it as the end of its own search: it is the end of this one, too
         return True
 
     def _score(self, trial: BatchTrial) -> float:
@@ -358,7 +388,7 @@ class _Search:
         budget_bytes = self.question.budget_bytes
         low = max((u for u, peak in self.store_all_peaks.items() if peak <= budget_bytes), default=0)
         high = min((u for u, peak in self.store_all_peaks.items() if u > low), default=None)
-        while high is not None and high - low > 1:
+        while high is not None and high - low > 1 and not self.interrupted:
             middle = (low + high) // 2
             peak = self.question.capture(middle * self.unit).store_all_peak_bytes
             low, high = (middle, high) if peak <= budget_bytes else (low, middle)

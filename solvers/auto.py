@@ -34,10 +34,11 @@ from typing import ClassVar
 from graph_capture.graph import Graph
 from solvers.chain_starts import chain_suggestions
 from solvers.chen import ChenGreedy
-from solvers.hints import NO_HINTS, Hints, Suggestion
+from solvers.hints import NO_HINTS, Hints, Progress, Suggestion
 from solvers.simulator import simulate_store_all
 from solvers.solution import SearchClass, Solution, Solver, Status, memory_floor
 from solvers.store_all import StoreAll
+from solvers.verdict import INTERRUPTED
 
 CHECKMATE_OPERATORS, CHECKMATE_SHARE, CHECKMATE_NODES = 120, 0.3, 2_000
 """Up to so many operators Checkmate gets this share of the time, or so many branch-and-bound nodes of a work limit."""
@@ -87,9 +88,14 @@ class Auto(Solver):
         solution = solver.solve(graph, budget_bytes, self._with_suggestions(graph, budget_bytes, hints))
         if solution.schedule is None:
             solution = _better(solution, ChenGreedy().solve(graph, budget_bytes))
-        if not solution.interrupted:
-            solution = self._ask_other_orders(graph, budget_bytes, solution, started)
-            solution = self._ask_checkmate(graph, budget_bytes, solution, started)
+        try:
+            if not solution.interrupted:
+                solution = self._ask_other_orders(graph, budget_bytes, solution, started, hints)
+                solution = self._ask_checkmate(graph, budget_bytes, solution, started, hints)
+        except KeyboardInterrupt:
+            if solution.schedule is None:
+                raise
+            solution = dataclasses.replace(solution, interrupted=True, hit_limit=True, message=INTERRUPTED)
         return self._said(solution, solver, reason, time.monotonic() - started)
 
     def _refinement(self, graph: Graph) -> Solver:
@@ -112,21 +118,30 @@ class Auto(Solver):
 
         return dataclasses.replace(hints, suggest=suggest)
 
-    def _ask_checkmate(self, graph: Graph, budget_bytes: int, found: Solution, started: float) -> Solution:
+    def _report(self, hints: Hints, stage: str, found: Solution, started: float) -> None:
+        seconds, limit = time.monotonic() - started, self.time_limit_seconds
+        hints.report(Progress(self.name, stage, seconds, limit, found.overhead, found.lower_bound))
+
+    def _ask_checkmate(
+        self, graph: Graph, budget_bytes: int, found: Solution, started: float, hints: Hints
+    ) -> Solution:
         """The better one of `found` and Checkmate's answer, if the graph is small and the gap is open."""
         proven = found.status in (Status.OPTIMAL, Status.INFEASIBLE)
-        if proven or len(graph) > CHECKMATE_OPERATORS or found.gap <= self.gap:
+        if proven or found.interrupted or len(graph) > CHECKMATE_OPERATORS or found.gap <= self.gap:
             return found
         rest = self.time_limit_seconds - (time.monotonic() - started)
         if rest <= 0.0:
             return found
         from solvers.checkmate import Checkmate
 
+        self._report(hints, "asking Checkmate, as the graph is small", found, started)
         nodes = CHECKMATE_NODES if self.work_limit is not None else None
         other = Checkmate(time_limit_seconds=rest, node_limit=nodes, seed=self.seed).solve(graph, budget_bytes)
         return _better(found, other)
 
-    def _ask_other_orders(self, graph: Graph, budget_bytes: int, found: Solution, started: float) -> Solution:
+    def _ask_other_orders(
+        self, graph: Graph, budget_bytes: int, found: Solution, started: float, hints: Hints
+    ) -> Solution:
         """On graphs without a backward phase: `found`, or a cheaper schedule in another order of first executions.
 
         The bound of the captured order says nothing about that one, so what is published then is what holds for every
@@ -140,6 +155,7 @@ class Auto(Solver):
             return found
         from solvers.reordered import Reordered
 
+        self._report(hints, "trying other orders of first executions", found, started)
         solver = Reordered(time_limit_seconds=rest, gap=self.gap, seed=self.seed, work_limit=self.work_limit)
         known = (found.schedule,) if found.schedule is not None else ()
         other = solver.solve(graph, budget_bytes, Hints(schedules=known))
@@ -175,7 +191,8 @@ def _better(found: Solution, other: Solution) -> Solution:
     known = [s.smallest_known_budget_bytes for s in (found, other) if s.smallest_known_budget_bytes is not None]
     outcome = other.status.name.lower()
     trace = (*found.trace, *(f"{other.solver}: {line}" for line in (*other.trace, f"{outcome}, {other.seconds:.2f} s")))
-    found = dataclasses.replace(found, smallest_known_budget_bytes=min(known, default=None), trace=trace)
+    smallest, interrupted = min(known, default=None), found.interrupted or other.interrupted
+    found = dataclasses.replace(found, smallest_known_budget_bytes=smallest, interrupted=interrupted, trace=trace)
     if other.schedule is None or other.overhead >= found.overhead:
         return found
     return dataclasses.replace(

@@ -23,7 +23,7 @@ from typing import ClassVar, Literal
 
 from graph_capture.graph import Graph
 from solvers.checkmate_model import StagedModel
-from solvers.hints import NO_HINTS, Hints
+from solvers.hints import NO_HINTS, Hints, Progress
 from solvers.schedule import Schedule
 from solvers.snapshot.engine import Answer, EnginePool, Limits, Outcome
 from solvers.solution import SearchClass, Solution, Solver
@@ -74,9 +74,9 @@ class Checkmate(Solver):
         store_all = judge(graph, Schedule.store_all(graph))
         if store_all.peak_bytes <= budget_bytes or verdict.below_floor:
             return verdict.conclude([store_all])
-        return self._search(verdict, store_all)
+        return self._search(verdict, store_all, hints)
 
-    def _search(self, verdict: Verdict, store_all: Candidate) -> Solution:
+    def _search(self, verdict: Verdict, store_all: Candidate, hints: Hints) -> Solution:
         graph, budget_bytes = verdict.graph, verdict.budget_bytes
         model = StagedModel(graph, budget_bytes)
         if model.restricted:
@@ -85,6 +85,8 @@ class Checkmate(Solver):
         if model.hopeless is not None:
             return verdict.conclude([store_all], infeasible=True, message=f"{infeasible}: {model.hopeless}")
         until = time.monotonic() + self.time_limit_seconds
+        size = f"{len(model.program.costs):,} columns, {len(model.program.row_lower):,} rows"
+        hints.report(Progress(self.name, f"solving {size}", 0.0, self.time_limit_seconds, math.inf, 0.0))
         with EnginePool((self.engine,)) as pool:
             answer = self._ask(pool, model, until)
             if answer.outcome is Outcome.INFEASIBLE:
@@ -93,7 +95,6 @@ class Checkmate(Solver):
             if answer.has_point and candidates[-1].peak_bytes > budget_bytes:
                 tighter = StagedModel(graph, budget_bytes * (1 - _MARGIN))
                 candidates += _schedules(graph, tighter, self._ask(pool, tighter, until))
-        size = f"{len(model.program.costs):,} columns, {len(model.program.row_lower):,} rows"
         return verdict.conclude(
             candidates,
             lower_bound=max(0.0, answer.dual_bound) if math.isfinite(answer.dual_bound) else 0.0,

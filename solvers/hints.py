@@ -6,10 +6,15 @@ and every solver may ignore them. With a work limit, the same hints give the sam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from solvers.schedule import Schedule
+
+if TYPE_CHECKING:
+    from solvers.solution import Solver
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,8 @@ class Progress:
     - `seconds`, `time_limit_seconds`: since the start, and when it will end at the latest (`None`: no such limit).
     - `overhead`: of the best verified schedule so far, a fraction of the store-all step; `inf` while there is none.
     - `lower_bound`: proven so far, of the solver's class of schedules.
+    - `peak_bytes`, `lower_bound_bytes`: where the smallest budget is looked for, what is known to work, and below what
+      nothing does; `None` everywhere else.
     """
 
     solver: str
@@ -30,6 +37,8 @@ class Progress:
     time_limit_seconds: float | None
     overhead: float
     lower_bound: float
+    peak_bytes: int | None = None
+    lower_bound_bytes: int | None = None
 
     @property
     def gap(self) -> float:
@@ -70,6 +79,11 @@ class Hints:
         """Tell the listener, if there is one."""
         if self.progress is not None:
             self.progress(progress)
+
+    def starting(self, solver: Solver) -> None:
+        """Tell the listener that `solver` begins: its first own event may be long in coming."""
+        limit = getattr(solver, "time_limit_seconds", None)
+        self.report(Progress(solver.name, "starting", 0.0, limit, math.inf, 0.0))
 
 
 NO_HINTS = Hints()

@@ -89,13 +89,29 @@ class _Search:
 
     def run(self, known: Sequence[Sequence[int]]) -> Solution:
         """Reorder, unless there is a schedule to start from; then walk."""
-        from solvers.free_order.annealer import HOT, POLISH, RECOMPUTATION, FreeOrderAnnealer
+        from solvers.free_order.annealer import FreeOrderAnnealer
 
         graph, best = self.verdict.graph, self.best
         annealer = FreeOrderAnnealer(graph)
         start: Sequence[int] = best.schedule.order if best is not None else range(len(graph))
         if best is None:
             start = min(known, key=annealer.peak_bytes) if known else self._better_order(graph)
+        interrupted = False
+        try:
+            self._walk_all(annealer, start)
+        except KeyboardInterrupt:
+            if self.best is None:
+                raise
+            interrupted = True
+        hit_limit = self.best is None or self.best.overhead > 0
+        return self.verdict.conclude(
+            self.candidates, hit_limit=hit_limit, interrupted=interrupted, trace=tuple(self.trace)
+        )
+
+    def _walk_all(self, annealer: FreeOrderAnnealer, start: Sequence[int]) -> None:
+        from solvers.free_order.annealer import HOT, POLISH, RECOMPUTATION
+
+        graph = self.verdict.graph
         walks = max(MIN_WALKS, min(MAX_WALKS, OPERATORS_OF_ALL_WALKS // len(graph)))
         for number in range(walks):
             best = self.best
@@ -106,8 +122,6 @@ class _Search:
             origin = best.schedule.order if cool and best is not None else start
             warm = HOT if walks > MIN_WALKS and number % 2 else RECOMPUTATION
             self._walk(annealer, origin, (number, walks), POLISH if cool else warm)
-        hit_limit = self.best is None or self.best.overhead > 0
-        return self.verdict.conclude(self.candidates, hit_limit=hit_limit, trace=tuple(self.trace))
 
     def _better_order(self, graph: Graph) -> Sequence[int]:
         limit = self.options.move_limit

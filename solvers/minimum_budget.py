@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 
 from graph_capture.graph import Graph
-from solvers.hints import Hints
+from solvers.hints import Hints, Progress, ProgressListener
 from solvers.registry import solver_class
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solver, Status, memory_floor
@@ -69,14 +69,35 @@ class _Search:
     best: Candidate
     excluded_below: int  # no schedule of the scope has a peak below
     scope: str = EVERY_SCHEDULE
+    progress: ProgressListener | None = None
+    started: float = 0.0
     probes: int = 0
     stopped: bool = False
+
+    def report(self, stage: str) -> None:
+        """Tell the listener, if there is one, where the interval stands."""
+        if self.progress is None:
+            return
+        self.progress(
+            Progress(
+                solver="minimum budget",
+                stage=stage,
+                seconds=time.monotonic() - self.started,
+                time_limit_seconds=self.until - self.started,
+                overhead=self.best.overhead,
+                lower_bound=0.0,
+                peak_bytes=self.best.peak_bytes,
+                lower_bound_bytes=min(self.excluded_below, self.best.peak_bytes),
+            )
+        )
 
     def probe(self, budget_bytes: int) -> None:
         """Ask the solver for any schedule within the budget, and learn from its answer."""
         self.probes += 1
+        self.report(f"probe {self.probes}: {budget_bytes:,} bytes")
         # What is known nearly fits a budget that is a little smaller: a place to start from.
         solution = self.solver.solve(self.graph, budget_bytes, Hints(schedules=(self.best.schedule,)))
+        self.stopped = self.stopped or solution.interrupted
         if solution.schedule is not None:
             self.take(solution.schedule)
             return
@@ -121,8 +142,9 @@ def minimum_budget(
     time_limit_seconds: float = 60.0,
     max_probes: int = 24,
     tolerance: float = 1e-3,
+    progress: ProgressListener | None = None,
 ) -> MinimumBudget:
-    """The smallest peak of any schedule of `graph`, as far as the limits allow.
+    """The smallest peak of any schedule of `graph`, as far as the limits allow; at Ctrl-C, what is known by then.
 
     **Arguments:**
 
@@ -140,11 +162,11 @@ def minimum_budget(
     floor_bytes, operator = memory_floor(graph)
     best = judge(graph, Schedule.store_all(graph))
     search = _Search(graph, solver, started + time_limit_seconds, max_probes, best, floor_bytes)
-    for name in _CHAIN_SOLVERS if best.peak_bytes > floor_bytes else ():
-        if search.may_probe():
-            _try_chain(search, solver_class(name)())
-    search.descend(search.excluded_below, tolerance)
-    search.exclude(tolerance)
+    search.progress, search.started = progress, started
+    try:
+        _run(search, tolerance)
+    except KeyboardInterrupt:  # store-all at least is known, and that the search ended early is said
+        search.stopped = True
     best = search.best
     return MinimumBudget(
         schedule=best.schedule,
@@ -158,6 +180,15 @@ def minimum_budget(
         seconds=time.monotonic() - started,
         hit_limit=search.stopped,
     )
+
+
+def _run(search: _Search, tolerance: float) -> None:
+    for name in _CHAIN_SOLVERS if search.best.peak_bytes > search.excluded_below else ():
+        if search.may_probe():
+            search.report(f"asking {name}")
+            _try_chain(search, solver_class(name)())
+    search.descend(search.excluded_below, tolerance)
+    search.exclude(tolerance)
 
 
 def _try_chain(search: _Search, solver: Solver) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from graph_capture.graph import Graph
-from solvers.hints import Hints, ProgressListener
+from solvers.hints import Hints, Progress, ProgressListener
 from solvers.snapshot.search import OPTIMALITY_TOLERANCE
 from solvers.solution import SearchClass, Solution, Solver, Status
 
@@ -42,19 +42,41 @@ def curve(
     """
     solved: list[CurvePoint] = []
     lower_bound = 0.0
-    for budget_bytes in sorted(set(budgets_bytes), reverse=True):
+    budgets_bytes = sorted(set(budgets_bytes), reverse=True)
+    for number, budget_bytes in enumerate(budgets_bytes):
         if solved and solved[-1].solution.status is Status.INFEASIBLE:
             solution = dataclasses.replace(solved[-1].solution, seconds=0.0, trace=())
         else:
             schedules = tuple(p.solution.schedule for p in solved[-2:] if p.solution.schedule is not None)
-            hints = Hints(schedules=schedules, lower_bound=lower_bound, progress=progress)
-            solution = solver.solve(graph, budget_bytes, hints)
+            listener = _of_all(progress, number, len(budgets_bytes))
+            hints = Hints(schedules=schedules, lower_bound=lower_bound, progress=listener)
+            hints.starting(solver)
+            try:
+                solution = solver.solve(graph, budget_bytes, hints)
+            except KeyboardInterrupt:
+                if not solved:
+                    raise
+                break
             if solution.search_class in _ORDERED and math.isfinite(solution.lower_bound):
                 lower_bound = max(lower_bound, solution.lower_bound)
         solved.append(CurvePoint(budget_bytes, solution))
         if solution.interrupted:
             break
     return tuple(_shared(solved[::-1]))
+
+
+def _of_all(progress: ProgressListener | None, number: int, budgets: int) -> ProgressListener | None:
+    """Tells `progress` which budget it is, and when all of them will be solved at the latest."""
+    if progress is None:
+        return None
+
+    def tell(event: Progress) -> None:
+        limit = event.time_limit_seconds
+        limit = None if limit is None else limit * (budgets - number)
+        stage = f"budget {number + 1} of {budgets}, {event.stage}"
+        progress(dataclasses.replace(event, stage=stage, time_limit_seconds=limit))
+
+    return tell
 
 
 def _shared(points: Sequence[CurvePoint]) -> Iterator[CurvePoint]:

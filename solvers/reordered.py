@@ -71,18 +71,24 @@ class Reordered(Solver):
         trace = [f"order by {found.search}: peak {found.peak_bytes:,} bytes, captured {candidates[0].peak_bytes:,}"]
         if found.peak_bytes <= budget_bytes and not graph.released:
             return verdict.conclude(candidates, message="another order: nothing is recomputed", trace=tuple(trace))
-        walked = self._walk(graph, budget_bytes, candidates, began)
+        walked = self._walk(graph, budget_bytes, candidates, began, hints)
         trace += [f"{walked.solver}: {line}" for line in walked.trace]
         candidates += [] if walked.schedule is None else [judge(graph, walked.schedule)]
         best = cheapest(candidates, budget_bytes)
         if best is not None and best.overhead == 0:
             return verdict.conclude(candidates, message="another order: nothing is recomputed", trace=tuple(trace))
+        if walked.interrupted:
+            return verdict.conclude(candidates, interrupted=True, trace=tuple(trace))
         reordering = reordered(graph, found.order if best is None else first_runs(best.schedule.order))
         known = () if best is None else (reordering.schedule_of_graph(best.schedule),)
-        inner = self._inner(began).solve(reordering.graph, budget_bytes, Hints(schedules=known))
+        inner = self._inner(began).solve(
+            reordering.graph, budget_bytes, Hints(schedules=known, progress=hints.progress)
+        )
         trace += [f"{inner.solver} on this order: {line}" for line in inner.trace]
         if inner.schedule is not None:
             candidates.append(judge(graph, reordering.schedule_of_original(inner.schedule)))
+        if inner.interrupted:
+            return verdict.conclude(candidates, interrupted=True, trace=tuple(trace))
         return verdict.conclude(candidates, hit_limit=True, message=_claim(inner, walked), trace=tuple(trace))
 
     def _order_search(self) -> OrderSearch:
@@ -104,11 +110,14 @@ class Reordered(Solver):
         fields = {field.name for field in dataclasses.fields(kind)}
         return kind(**{name: value for name, value in options.items() if name in fields})
 
-    def _walk(self, graph: Graph, budget_bytes: int, candidates: list[Candidate], began: float) -> Solution:
+    def _walk(
+        self, graph: Graph, budget_bytes: int, candidates: list[Candidate], began: float, hints: Hints
+    ) -> Solution:
         moves = None if self.work_limit is None else self.work_limit * MOVES_PER_UNIT
         left = self.time_limit_seconds - (time.monotonic() - began)
         search = LocalSearch(time_limit_seconds=max(0.0, left / 2), move_limit=moves, seed=self.seed)
-        return search.solve(graph, budget_bytes, Hints(schedules=tuple(c.schedule for c in candidates)))
+        known = tuple(c.schedule for c in candidates)
+        return search.solve(graph, budget_bytes, Hints(schedules=known, progress=hints.progress))
 
 
 def _claim(inner: Solution, walked: Solution) -> str:

@@ -18,6 +18,7 @@ from solvers.solution import SearchClass, Solution, Solver, Status, memory_floor
 from solvers.turn import released_order
 
 EVERY_SCHEDULE = "every schedule, in whatever order"
+INTERRUPTED = "interrupted: the best schedule so far"
 COUNTED_EXECUTIONS = 2_000
 """From so many executions in all on, orders are counted in compiled code before a few are judged."""
 
@@ -118,6 +119,7 @@ class Verdict:
         lower_bound: float = 0.0,
         infeasible: bool = False,
         hit_limit: bool = False,
+        interrupted: bool = False,
         message: str = "",
         trace: tuple[str, ...] = (),
     ) -> Solution:
@@ -128,7 +130,11 @@ class Verdict:
         - `candidates`: every schedule that was met; those over the budget tell what budget would do.
         - `lower_bound`: holds for every schedule of `bound_scope` within the budget.
         - `infeasible`: whether it is proven that no schedule of `bound_scope` fits.
+        - `interrupted`: whether Ctrl-C ended the search, which counts as a limit.
         """
+        if interrupted:
+            found = self.conclude(candidates, lower_bound=lower_bound, hit_limit=True, trace=trace)
+            return replace(found, interrupted=True, message=INTERRUPTED)
         best = cheapest(candidates, self.budget_bytes)
         smallest = min((c.peak_bytes for c in candidates), default=None)
         floor_bytes, floor_operator = memory_floor(self.graph)

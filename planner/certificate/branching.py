@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from planner.certificate.deadline import Deadline
 from planner.certificate.linear import LinearAnswer, LinearProgramError, RelaxedProgram
 from planner.certificate.relaxation import Column
 
@@ -46,23 +46,24 @@ class Branching:
         """The smallest bound of the leaves."""
         return self._open[0][0]
 
-    def grow(self, wanted_seconds: float, leaf_limit: int, until: float) -> None:
-        """Split until the bound reaches `wanted_seconds`, or a limit; `until` is a time of :func:`time.monotonic`."""
-        while self.bound_seconds < wanted_seconds and self.leaves < leaf_limit and time.monotonic() < until:
+    def grow(self, wanted_seconds: float, leaf_limit: int, deadline: Deadline) -> None:
+        """Split until the bound reaches `wanted_seconds`, or a limit."""
+        while self.bound_seconds < wanted_seconds and self.leaves < leaf_limit and not deadline.passed:
             _, _, index = self._open[0]
+            deadline.say(f"branching, {self.leaves} leaves", self.bound_seconds)
             try:
-                if not self._split(index, until):
+                if not self._split(index, deadline):
                     return
             except LinearProgramError:
-                if time.monotonic() < until:
+                if not deadline.passed:
                     raise
                 return
 
-    def _split(self, index: int, until: float) -> bool:
+    def _split(self, index: int, deadline: Deadline) -> bool:
         node, fixed = self.nodes[index], self._fixed[index]
         candidates = self._candidates(node.answer)
         while not candidates:
-            answer = self.program.solve_with_all_rows(fixed, until - time.monotonic())
+            answer = self.program.solve_with_all_rows(fixed, deadline.seconds_left)
             if answer.bound_seconds <= node.answer.bound_seconds:
                 return False
             node.answer = answer
@@ -70,7 +71,7 @@ class Branching:
             return True
         best: tuple[float, Column, LinearAnswer, LinearAnswer] | None = None
         for column in candidates:
-            zero, one = (self._ask({**fixed, column: side}, until) for side in (0, 1))
+            zero, one = (self._ask({**fixed, column: side}, deadline) for side in (0, 1))
             score = _score(node.answer.bound_seconds, zero, one)
             if best is None or score > best[0]:
                 best = (score, column, zero, one)
@@ -87,8 +88,8 @@ class Branching:
         heapq.heappush(self._open, (answer.bound_seconds, next(self._order), len(self.nodes) - 1))
         return len(self.nodes) - 1
 
-    def _ask(self, fixed: Mapping[Column, int], until: float) -> LinearAnswer:
-        return self.program.solve(fixed, until - time.monotonic())
+    def _ask(self, fixed: Mapping[Column, int], deadline: Deadline) -> LinearAnswer:
+        return self.program.solve(fixed, deadline.seconds_left)
 
     def _candidates(self, answer: LinearAnswer) -> list[Column]:
         """The fractional columns that promise most: repetitions by their seconds, then the larger values."""

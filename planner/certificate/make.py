@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from graph_capture.graph import Graph
 from planner.certificate.branching import Branching, Node
+from planner.certificate.deadline import Deadline
 from planner.certificate.proof import CUT_ROUNDS, Claim, best_proof
 from planner.certificate.verify import CertificateReport, verify_certificate
 from planner.certificate.write import certificate_data
 from planner.errors import CertificateError
+from solvers.hints import ProgressListener
 from solvers.simulator import simulate_store_all
 from solvers.solution import Solution, Status
 
@@ -57,6 +58,7 @@ def certify(
     time_limit_seconds: float = 60.0,
     leaf_limit: int = LEAF_LIMIT,
     cut_rounds: int = CUT_ROUNDS,
+    progress: ProgressListener | None = None,
 ) -> Certificate:
     """A certificate for a solution: its schedule, and as much of its bound as the limits allow to prove.
 
@@ -65,6 +67,7 @@ def certify(
     - `solution`: with a schedule, or with the proof that there is none.
     - `time_limit_seconds`: for the search of the proof. The linear bound is always there.
     - `cut_rounds`: of cuts; 0 for none. `leaf_limit`: of the branch tree; 1 for none. Both prove an integer bound.
+    - `progress`: told how far the search is. Ctrl-C ends it with what is proven by then.
 
     Raises :class:`~planner.errors.CertificateError` if the solution has neither a schedule nor a claim that nothing
     fits, or if that could not be proven within the limits.
@@ -73,7 +76,8 @@ def certify(
         raise CertificateError(f"there is nothing to certify: {solution.status.value}")
     bound = solution.lower_bound if solution.schedule is not None else math.inf
     claim = Claim(graph, budget_bytes, solution.schedule, solution.solver, solution.bound_scope, bound)
-    return _make(claim, time_limit_seconds, leaf_limit, cut_rounds)
+    deadline = Deadline(time_limit_seconds, graph.step_seconds, solution.overhead, progress)
+    return _make(claim, deadline, leaf_limit, cut_rounds)
 
 
 def export_certificate(
@@ -83,24 +87,26 @@ def export_certificate(
     time_limit_seconds: float = 60.0,
     leaf_limit: int = LEAF_LIMIT,
     cut_rounds: int = CUT_ROUNDS,
+    progress: ProgressListener | None = None,
 ) -> CertificateReport:
     """Write the certificate of a plan to `path`; returns what its verifier says of it. See :func:`certify`."""
     claim = Claim(
         plan.to_graph(), plan.budget_bytes, plan.to_schedule(), plan.solver, plan.bound_scope, plan.lower_bound
     )
-    certificate = _make(claim, time_limit_seconds, leaf_limit, cut_rounds)
+    deadline = Deadline(time_limit_seconds, claim.graph.step_seconds, plan.overhead, progress)
+    certificate = _make(claim, deadline, leaf_limit, cut_rounds)
     certificate.save(path)
     return certificate.report
 
 
-def _make(claim: Claim, time_limit_seconds: float, leaf_limit: int, cut_rounds: int) -> Certificate:
-    until = time.monotonic() + time_limit_seconds
+def _make(claim: Claim, deadline: Deadline, leaf_limit: int, cut_rounds: int) -> Certificate:
     graph = claim.graph
-    proof = best_proof(claim, simulate_store_all(graph), cut_rounds, until)
+    proof = best_proof(claim, simulate_store_all(graph), cut_rounds, deadline)
     nodes = [Node(proof.answer)] if proof.answer is not proof.linear else []
     if proof.answer.bound_seconds < claim.wanted_seconds and leaf_limit > 1:
         branching = Branching(proof.program, proof.answer)
-        branching.grow(claim.wanted_seconds, leaf_limit, until)
+        with deadline.interruptible():
+            branching.grow(claim.wanted_seconds, leaf_limit, deadline)
         nodes = branching.nodes if branching.leaves > 1 else nodes
     data = certificate_data(claim, proof, nodes)
     report = verify_certificate(data)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from graph_capture.graph import Graph
+from planner.certificate.deadline import Deadline
 from planner.certificate.linear import LinearAnswer, LinearProgramError, RelaxedProgram
 from planner.certificate.relaxation import Relaxation
 from solvers.schedule import Compute, Schedule
@@ -55,8 +55,8 @@ class Proof:
     answer: LinearAnswer
 
 
-def best_proof(claim: Claim, store_all: Simulation, cut_rounds: int, until: float) -> Proof:
-    """The proof with the best bound that the loop finds; `until` is a time of :func:`time.monotonic`."""
+def best_proof(claim: Claim, store_all: Simulation, cut_rounds: int, deadline: Deadline) -> Proof:
+    """The proof with the best bound that the loop finds until the deadline."""
     start = claim.graph.last_forward
     start = 0 if start >= len(claim.graph) - 1 else max(0, start)
     profile = store_all.timeline_bytes
@@ -64,18 +64,21 @@ def best_proof(claim: Claim, store_all: Simulation, cut_rounds: int, until: floa
     if len(claim.graph) <= ALL_INSTANTS_LIMIT:
         instants = set(range(max(1, len(claim.graph))))
     tiny_bytes = math.ceil(TINY_FRACTION * store_all.peak_bytes)
-    best = _prove(claim, instants, tiny_bytes, cut_rounds, until)
+    best = _prove(claim, instants, tiny_bytes, cut_rounds, deadline)
     stalled = 0
-    while best.answer.bound_seconds < claim.wanted_seconds and time.monotonic() < until:
+    while best.answer.bound_seconds < claim.wanted_seconds and not deadline.passed:
         fresh = _more_instants(claim, best.program.relaxation.certain_bytes, instants)
         if not fresh:
             break
         instants = instants | set(fresh)
         try:
-            found = _prove(claim, instants, tiny_bytes, cut_rounds, until)
+            found = _prove(claim, instants, tiny_bytes, cut_rounds, deadline, best.answer.bound_seconds)
         except LinearProgramError:
-            if time.monotonic() < until:
+            if not deadline.passed:
                 raise
+            break
+        except KeyboardInterrupt:  # before the linear answer of these instants: the one before stands
+            deadline.limit_seconds = -math.inf
             break
         gain = found.answer.bound_seconds - best.answer.bound_seconds
         if gain > 0:
@@ -86,24 +89,28 @@ def best_proof(claim: Claim, store_all: Simulation, cut_rounds: int, until: floa
     return best
 
 
-def _prove(claim: Claim, instants: set[int], tiny_bytes: int, cut_rounds: int, until: float) -> Proof:
-    """The linear relaxation at these instants, then round after round of cuts."""
+def _prove(
+    claim: Claim, instants: set[int], tiny_bytes: int, cut_rounds: int, deadline: Deadline, proven_seconds: float = 0.0
+) -> Proof:
+    """The linear relaxation at these instants, then round after round of cuts; others proved `proven_seconds`."""
     program = RelaxedProgram(Relaxation(claim.graph, claim.budget_bytes, tuple(sorted(instants)), tiny_bytes))
-    linear = answer = program.solve_with_all_rows({}, max(5.0, until - time.monotonic()))
+    linear = answer = program.solve_with_all_rows({}, max(5.0, deadline.seconds_left))
     stalled = 0
-    for _ in range(cut_rounds):
-        done = answer.infeasible or answer.bound_seconds >= claim.wanted_seconds
-        if done or stalled > STALLED_ROUNDS or time.monotonic() >= until or not program.add_cuts(answer):
-            break
-        try:
-            found = program.solve_with_all_rows({}, until - time.monotonic())
-        except LinearProgramError:
-            if time.monotonic() < until:
-                raise
-            break
-        gain = found.bound_seconds - answer.bound_seconds
-        stalled = 0 if gain > LEAST_GAIN * claim.graph.step_seconds else stalled + 1
-        answer = found
+    with deadline.interruptible():
+        for number in range(cut_rounds):
+            deadline.say(f"{len(instants)} instants, cuts {number}", max(proven_seconds, answer.bound_seconds))
+            done = answer.infeasible or answer.bound_seconds >= claim.wanted_seconds
+            if done or stalled > STALLED_ROUNDS or deadline.passed or not program.add_cuts(answer):
+                break
+            try:
+                found = program.solve_with_all_rows({}, deadline.seconds_left)
+            except LinearProgramError:
+                if not deadline.passed:
+                    raise
+                break
+            gain = found.bound_seconds - answer.bound_seconds
+            stalled = 0 if gain > LEAST_GAIN * claim.graph.step_seconds else stalled + 1
+            answer = found
     return Proof(program, linear, answer if program.cuts else linear)
 
 

@@ -7,10 +7,11 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from planner.budget import Budget, format_bytes, parse_budget
-from planner.cli.progress import progress_on
+from planner.cli.progress import CAPTURING, progress_on
 from planner.cli.questions import refuse_choices_for_a_plan
 from planner.formats import format_fraction, format_seconds
 
@@ -56,6 +57,7 @@ class Curve:
             if row.solution.schedule is not None
         ]
 
+    @cached_property
     def references(self) -> list[Point]:
         """What else could be done with the graph; PyTorch's memory budget only where the model is at hand."""
         from planner.pictures.points import reference_points
@@ -73,7 +75,7 @@ def solve_curve(options: argparse.Namespace, solver: Solver | None) -> Curve:
     from planner.pareto import pareto
 
     made = make(options.target)
-    with progress_on(sys.stderr, capturing=True) as listener:
+    with progress_on(sys.stderr, CAPTURING) as listener:
         found = pareto(
             made.model,
             budgets,
@@ -84,6 +86,7 @@ def solve_curve(options: argparse.Namespace, solver: Solver | None) -> Curve:
             device=options.device,
             time_limit_seconds=options.time_limit,
             gradient_accumulation=options.gradient_accumulation,
+            extra_bytes=options.extra,
             costs=options.costs,
             keep=options.keep,
             recompute=options.recompute,
@@ -105,7 +108,7 @@ def _of_plan(options: argparse.Namespace, budgets: Sequence[Budget], solver: Sol
     limit = options.time_limit
     solver = solver if solver is not None else Auto() if limit is None else Auto(time_limit_seconds=limit)
     written = {budget.resolve(plan.eager_peak_bytes): str(budget) for budget in budgets}
-    with progress_on(sys.stderr, capturing=False) as listener:
+    with progress_on(sys.stderr) as listener:
         points = curve(plan.to_graph(), written, solver, listener)
     rows = [Row(written[point.budget_bytes], point.budget_bytes, point.solution) for point in points]
     return Curve(plan.model.class_name.rsplit(".", 1)[-1], plan.to_graph(), plan.eager_peak_bytes, rows)
@@ -119,7 +122,7 @@ def curve_text(curve: Curve) -> str:
     table = columns([head, *map(_cells, curve.rows)])
     others = [
         (point.label, format_bytes(point.peak_bytes, short=True), format_fraction(point.overhead))
-        for point in curve.references()
+        for point in curve.references
     ]
     beside = columns([("beside it", "peak", "overhead"), *others], left=1)
     return f"{curve.name}: eager's peak {format_bytes(curve.eager_peak_bytes)}\n\n{table}\n\n{beside}"
@@ -144,7 +147,7 @@ def curve_data(curve: Curve) -> dict[str, Any]:
     ]
     others = [
         {"label": point.label, "predicted_peak_bytes": point.peak_bytes, "overhead": point.overhead}
-        for point in curve.references()
+        for point in curve.references
     ]
     return {"model": curve.name, "eager_peak_bytes": curve.eager_peak_bytes, "points": points, "others": others}
 

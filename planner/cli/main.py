@@ -19,7 +19,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from planner._version import __version__
 
@@ -38,6 +38,25 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(ERROR, f"{self.prog}: error: {message}\n")
+
+
+class _Extra(argparse.Action):
+    """Collects `LABEL=SIZE` into a dict of bytes by label."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        from planner.budget import parse_budget
+        from planner.errors import BudgetError
+
+        label, equals, size = str(values).rpartition("=")
+        try:
+            size_bytes = parse_budget(size).size_bytes if equals and label else None
+        except BudgetError as error:
+            raise argparse.ArgumentError(self, str(error).replace("budget", "size", 1)) from error
+        if size_bytes is None:
+            raise argparse.ArgumentError(self, f"{values!r} is no LABEL=SIZE in bytes, such as headroom=512MiB")
+        setattr(namespace, self.dest, {**getattr(namespace, self.dest), label: size_bytes})
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -183,6 +202,14 @@ def _prices_and_pins(verb: argparse.ArgumentParser) -> None:
         choices=("roofline", "measured", "flops"),
         default="roofline",
         help="where the operators' seconds come from: a roofline of the device, measured on it, or FLOPs alone",
+    )
+    verb.add_argument(
+        "--extra",
+        action=_Extra,
+        default={},
+        metavar="LABEL=SIZE",
+        help='memory beside the step that the budget covers, too, such as "optimizer state=2GiB" or "headroom=512MiB"; '
+        "may be given several times",
     )
     for name, what in (("keep", "held until their last use"), ("recompute", "recomputed in the backward pass")):
         verb.add_argument(

@@ -14,30 +14,33 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, TextIO
 
+from planner.budget import format_bytes
 from planner.formats import format_fraction
 
 if TYPE_CHECKING:
     from solvers.hints import Progress, ProgressListener
 
 CAPTURING = "capturing the training step"
+DRAWING = "drawing"
 _CLEAR = "\r\x1b[K"
 
 
 @contextlib.contextmanager
-def progress_on(stream: TextIO, *, capturing: bool) -> Generator[ProgressListener | None]:
+def progress_on(stream: TextIO, stage: str = "") -> Generator[ProgressListener | None]:
     """A listener that writes to `stream` if that is a terminal, else `None`; the line is gone at the end.
 
     **Arguments:**
 
-    - `capturing`: whether a model is captured before the solver begins; the line says so until then.
+    - `stage`: what is done before the first event, such as :data:`CAPTURING`; said with the seconds that it takes.
     """
     if not stream.isatty():
         yield None
         return
     show = _rich if importlib.util.find_spec("rich") is not None else _plain
     with show(stream) as update:
-        if capturing:
-            update(lambda: CAPTURING)
+        if stage:
+            began = time.monotonic()
+            update(lambda: f"{stage} | {time.monotonic() - began:.0f} s so far")
         yield lambda progress: update(_Line(progress))
 
 
@@ -53,19 +56,33 @@ class _Line:
 
 def line_of(progress: Progress, waited_seconds: float = 0.0) -> str:
     """One line for an event that came `waited_seconds` ago; figures first, since a narrow terminal cuts the end off."""
-    parts: list[str] = []
-    if math.isfinite(progress.overhead):
-        parts.append(f"best {format_fraction(progress.overhead)}")
-    parts.append(f"bound {format_fraction(progress.lower_bound)}")
-    if math.isfinite(progress.gap):
-        parts.append(f"gap {format_fraction(max(0.0, progress.gap))}")
+    found = math.isfinite(progress.overhead)
+    parts = _smallest(progress) if progress.peak_bytes is not None else _figures(progress)
     seconds = progress.seconds + waited_seconds
     limit = progress.time_limit_seconds
     if limit is None or math.isinf(limit):
         parts.append(f"{seconds:.0f} s so far")
     else:
         parts.append(f"at most {max(0.0, limit - seconds):.0f} s left")
-    return " | ".join([*parts, "Ctrl-C takes the best", f"{progress.solver}, {progress.stage}"])
+    interrupt = "Ctrl-C takes the best" if found else "Ctrl-C stops"
+    return " | ".join([*parts, interrupt, f"{progress.solver}, {progress.stage}"])
+
+
+def _figures(progress: Progress) -> list[str]:
+    parts: list[str] = []
+    if math.isfinite(progress.overhead):
+        parts.append(f"best {format_fraction(progress.overhead)}")
+    parts.append(f"bound {format_fraction(progress.lower_bound)}")
+    if math.isfinite(progress.gap):
+        parts.append(f"gap {format_fraction(max(0.0, progress.gap))}")
+    return parts
+
+
+def _smallest(progress: Progress) -> list[str]:
+    """The figures of a search for the smallest budget."""
+    peak, bound = progress.peak_bytes or 0, progress.lower_bound_bytes or 0
+    sizes = format_bytes(peak, short=True), format_bytes(bound, short=True)
+    return [f"best {sizes[0]}", f"bound {sizes[1]}", f"gap {format_fraction((peak - bound) / peak if peak else 0.0)}"]
 
 
 _Update = Callable[[Callable[[], str]], None]

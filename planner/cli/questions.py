@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from planner.budget import format_bytes
 from planner.cli.paths import check_output
+from planner.cli.progress import CAPTURING, progress_on
 from planner.errors import PlannerError
 from planner.formats import format_fraction
 
@@ -26,32 +27,37 @@ def solve_minimum(options: argparse.Namespace, solver: Solver | None, device: st
         from solvers.minimum_budget import minimum_budget as smallest_peak
 
         refuse_choices_for_a_plan(options)
-        return smallest_peak(Plan.load(options.target).to_graph(), solver, time_limit_seconds=seconds)
+        graph = Plan.load(options.target).to_graph()
+        with progress_on(sys.stderr) as listener:
+            return smallest_peak(graph, solver, time_limit_seconds=seconds, progress=listener)
     from planner.cli.factory import make
     from planner.minimum_budget import minimum_budget
 
     made = make(options.target)
-    return minimum_budget(
-        made.model,
-        made.args,
-        made.kwargs,
-        loss_fn=made.loss_fn,
-        solver=solver,
-        device=device,
-        time_limit_seconds=seconds,
-        gradient_accumulation=options.gradient_accumulation,
-        costs=options.costs,
-        keep=options.keep,
-        recompute=options.recompute,
-    )
+    with progress_on(sys.stderr, CAPTURING) as listener:
+        return minimum_budget(
+            made.model,
+            made.args,
+            made.kwargs,
+            loss_fn=made.loss_fn,
+            solver=solver,
+            device=device,
+            time_limit_seconds=seconds,
+            gradient_accumulation=options.gradient_accumulation,
+            extra_bytes=options.extra,
+            costs=options.costs,
+            keep=options.keep,
+            recompute=options.recompute,
+            progress=listener,
+        )
 
 
 def refuse_choices_for_a_plan(options: argparse.Namespace) -> None:
     """Raise :class:`~planner.errors.PlannerError` where a plan is given together with what it has settled already."""
-    if options.keep or options.recompute or options.costs != "roofline":
+    if options.keep or options.recompute or options.extra or options.costs != "roofline":
         raise PlannerError(
-            f"{options.target} is a plan, whose pins and prices are settled: --keep, --recompute and --costs go with "
-            "FILE_OR_MODULE:FACTORY"
+            f"{options.target} is a plan, whose pins and prices are settled: --keep, --recompute, --extra and --costs "
+            "go with FILE_OR_MODULE:FACTORY"
         )
 
 
@@ -78,11 +84,10 @@ def solve_batch(options: argparse.Namespace, solver: Solver | None, device: str)
     """The largest batch of a model whose factory returns `(model, make_inputs)`."""
     check_output(options.output, "the plan")
     from planner.cli.factory import make_for_batches
-    from planner.cli.progress import progress_on
     from planner.max_batch_size import LIMIT, SECONDS_PER_BATCH, max_batch_size
 
     made = make_for_batches(options.target)
-    with progress_on(sys.stderr, capturing=True) as listener:
+    with progress_on(sys.stderr, CAPTURING) as listener:
         return max_batch_size(
             made.model,
             options.budget,
@@ -92,6 +97,7 @@ def solve_batch(options: argparse.Namespace, solver: Solver | None, device: str)
             device=device,
             time_limit_seconds=SECONDS_PER_BATCH if options.time_limit is None else options.time_limit,
             gradient_accumulation=options.gradient_accumulation,
+            extra_bytes=options.extra,
             costs=options.costs,
             keep=options.keep,
             recompute=options.recompute,
@@ -120,16 +126,21 @@ def batch_text(found: MaxBatchSize) -> str:
         )
         for t in found.trials
     ]
-    beyond = (
-        "was not allowed" if found.limit_reached else "is proven not to fit" if found.proven else "was not found to fit"
-    )
     lines = [
-        f"batch              {found.batch} within {format_bytes(found.budget_bytes)}; the next larger one {beyond}",
+        f"batch              {found.batch} within {format_bytes(found.budget_bytes)}; the next larger {_beyond(found)}",
         f"overhead           {format_fraction(found.plan.overhead)}",
         f"without a plan     {found.store_all_batch}",
         f"most samples/s     batch {found.fastest.batch}, by the cost model",
     ]
     return "\n".join([*lines, "", columns([head, *rows], left=2)])
+
+
+def _beyond(found: MaxBatchSize) -> str:
+    if found.interrupted:
+        return "was not tried: interrupted"
+    if found.limit_reached:
+        return "was not allowed"
+    return "is proven not to fit" if found.proven else "was not found to fit"
 
 
 def batch_data(found: MaxBatchSize) -> dict[str, Any]:
@@ -143,5 +154,6 @@ def batch_data(found: MaxBatchSize) -> dict[str, Any]:
         "fastest_batch": found.fastest.batch,
         "proven": found.proven,
         "limit_reached": found.limit_reached,
+        "interrupted": found.interrupted,
         "trials": [dataclasses.asdict(trial) for trial in found.trials],
     }

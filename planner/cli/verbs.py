@@ -24,7 +24,7 @@ def plan(options: argparse.Namespace) -> int:
     """Make a plan, print it, and write it if a path was given."""
     from planner.budget import parse_budget
     from planner.cli.factory import make
-    from planner.cli.progress import progress_on
+    from planner.cli.progress import CAPTURING, progress_on
 
     # Whatever can be wrong is looked at before the minutes that a solver may take.
     budget = parse_budget(options.budget)
@@ -35,7 +35,7 @@ def plan(options: argparse.Namespace) -> int:
 
     made = make(options.target)
     try:
-        with progress_on(sys.stderr, capturing=True) as listener:
+        with progress_on(sys.stderr, CAPTURING) as listener:
             planned = make_plan(
                 made.model,
                 budget,
@@ -46,6 +46,7 @@ def plan(options: argparse.Namespace) -> int:
                 device=device,
                 time_limit_seconds=options.time_limit,
                 gradient_accumulation=options.gradient_accumulation,
+                extra_bytes=options.extra,
                 costs=options.costs,
                 keep=options.keep,
                 recompute=options.recompute,
@@ -161,9 +162,12 @@ def certify(options: argparse.Namespace) -> int:
     """Write the certificate of a plan."""
     check_output(options.output, "the certificate")
     from planner.certificate.make import export_certificate
+    from planner.cli.progress import progress_on
     from planner.plan_file import Plan
 
-    report = export_certificate(Plan.load(options.plan), options.output, time_limit_seconds=options.time_limit)
+    planned = Plan.load(options.plan)
+    with progress_on(sys.stderr) as listener:
+        report = export_certificate(planned, options.output, time_limit_seconds=options.time_limit, progress=listener)
     if options.json:
         _print_json({**_report_data(report), "output": options.output})
     else:
@@ -197,9 +201,11 @@ def check(options: argparse.Namespace) -> int:
     planned = Plan.load(options.plan)  # before torch is loaded: a damaged file is said at once
     from planner.checking import check_plan
     from planner.cli.factory import make
+    from planner.cli.progress import progress_on
 
     made = make(options.target)
-    report = check_plan(planned, made.model, made.args, made.kwargs, made.loss_fn)
+    with progress_on(sys.stderr, "running a step without the plan, and one with it"):
+        report = check_plan(planned, made.model, made.args, made.kwargs, made.loss_fn)
     if options.json:
         _print_json({"passed": report.passed, "results": [dataclasses.asdict(result) for result in report.results]})
     else:
@@ -214,18 +220,20 @@ def export(options: argparse.Namespace) -> int:
 
     planned = Plan.load(options.plan)
     from planner.cli.factory import make
+    from planner.cli.progress import progress_on
     from planner.export.make import export_policy
 
     made = make(options.target)
-    policy = export_policy(
-        planned,
-        made.model,
-        made.args,
-        made.kwargs,
-        loss_fn=made.loss_fn,
-        blocks=options.blocks,
-        budget=options.budget,
-    )
+    with progress_on(sys.stderr, "looking for the best policy of whole blocks"):
+        policy = export_policy(
+            planned,
+            made.model,
+            made.args,
+            made.kwargs,
+            loss_fn=made.loss_fn,
+            blocks=options.blocks,
+            budget=options.budget,
+        )
     if options.output and options.form == "policy":
         policy.save(options.output)
     elif options.output:

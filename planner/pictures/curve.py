@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from planner.budget import format_bytes
 from planner.formats import format_fraction
+from planner.pictures.labels import Labels
 from planner.pictures.points import Point
 from planner.pictures.svg import Scale, byte_ticks, path, picture, tag, text, ticks
 
@@ -37,13 +38,15 @@ class _Drawing:
         self.x = Scale(max(0.0, low - margin), high + margin, 56.0, width - 12.0)
         self.y = Scale(0.0, 1.1 * top, height - 46.0, 14.0)
         self.parts: list[str] = []
-        self.taken: list[tuple[float, float, float]] = []  # labels: left, right, y
+        self.labels = Labels((self.x.start, 0.0, width - 2.0, self.y.start), apart=12.0)
 
     def draw(self) -> str:
         self._axes()
         self._curve()
         for point in self.data.points:
             self._bound_of(point)
+        for point in self.everything:
+            self.labels.keep_clear(self.x(point.peak_bytes), self.y(point.overhead))
         marks = [self._mark(point) for point in self.everything]
         for point in sorted(self.data.points, key=lambda p: (p.kind not in ("plan", "other"), p.peak_bytes)):
             self._label(point)
@@ -68,9 +71,10 @@ class _Drawing:
         found = [(self.x(p.budget_bytes), self.y(p.overhead)) for p in points]
         proven = [(self.x(p.budget_bytes), self.y(p.lower_bound)) for p in points if p.lower_bound is not None]
         # What is proven for a budget holds below it, and what was found for a budget holds above it: stairs.
-        for corners, class_ in ((_stairs(proven, after=False), "store"), (_stairs(found, after=True), "plan")):
+        for corners, class_ in ((stairs(proven, after=False), "store"), (stairs(found, after=True), "plan")):
             if corners:
                 self.parts.append(tag("path", d=path(corners), class_=f"line s-{class_}"))
+                self.labels.keep_line_clear(corners)
 
     def _bound_of(self, point: Point) -> None:
         if point.lower_bound is None:
@@ -91,23 +95,14 @@ class _Drawing:
         return tag("rect", x=x - 4, y=y - 4, width=8, height=8, class_=class_, title=said)
 
     def _label(self, point: Point) -> None:
-        """Beside its mark, to the side where there is room, and clear of the labels that stand already."""
-        x, y = self.x(point.peak_bytes), self.y(point.overhead)
-        wide = 6.4 * len(point.label)
-        to_left = x + 10 + wide > self.x.end
-        left = x - 10 - wide if to_left else x + 10
-        shifts = sorted(itertools.product((0, 1), (0, 15, -15, 30, -30)), key=lambda s: abs(s[1]) + 5 * s[0])
-        for other_side, down in shifts:
-            start = left if not other_side else (x + 10 if to_left else x - 10 - wide)
-            free = all(start + wide < a or start > b or abs(y + down - c) > 13 for a, b, c in self.taken)
-            if free and start > self.x.start and start + wide < self.x.end + 10 and y + down < self.y.start:
-                self.taken.append((start, start + wide, y + down))
-                bold = point.kind if point.kind in ("plan", "other") else "soft"
-                self.parts.append(text(start, y + down + 4, point.label, class_=f"{bold} halo"))
-                return
+        """Beside its mark; where there is no room, pointing at the mark and the table of the page name it."""
+        place = self.labels.place(self.x(point.peak_bytes), self.y(point.overhead), 6.6 * len(point.label))
+        if place is not None:
+            bold = point.kind if point.kind in ("plan", "other") else "soft"
+            self.parts.append(text(place[0], place[1] + 4, point.label, class_=f"{bold} halo"))
 
 
-def _stairs(points: Sequence[tuple[float, float]], *, after: bool) -> list[tuple[float, float]]:
+def stairs(points: Sequence[tuple[float, float]], *, after: bool) -> list[tuple[float, float]]:
     """Steps through points; each holds up to the next one (`after`), or from the one before."""
     corners: list[tuple[float, float]] = []
     for one, other in itertools.pairwise(points):

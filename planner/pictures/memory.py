@@ -103,12 +103,14 @@ class _Drawing:
         self.parts.append(tag("path", d=path(points), class_=f"line s-{class_}"))
 
     def _budgets(self) -> None:
+        highest = max((size for _, size in self.data.budgets), default=0)
         for number, (label, size) in enumerate(self.data.budgets):
             y = self.y(size)
             self.parts.append(tag("line", x1=self.x.start, x2=self.x.end, y1=y, y2=y, class_="s-budget"))
-            # Where several budgets are close to each other, their labels stand apart.
+            # Where several budgets are close to each other, their labels stand apart, on either side of the lines.
             x, anchor = (self.x.end - 4, "end") if number % 2 == 0 else (self.x.start + 4, "start")
-            self.parts.append(text(x, y - 5, label, class_="budget halo", anchor=anchor))
+            y += -5 if size == highest else 13
+            self.parts.append(text(x, y, label, class_="budget halo", anchor=anchor))
 
     def _peak(self, timeline: Timeline, class_: str) -> None:
         if not timeline.size_bytes:
@@ -123,8 +125,19 @@ class _Drawing:
         anchor = "start" if x < (self.x.start + self.x.end) / 2 else "end"
         place = x + (9 if anchor == "start" else -9)
         name = f"{timeline.label} {format_bytes(size, short=True)}"
-        below = class_ != "store"  # a plan's peak is right under its budget's line
-        self.parts.append(text(place, y + (15 if below else 4), name, class_=f"{class_} halo", anchor=anchor))
+        if class_ == "store":
+            y += 4
+        else:  # a plan's peak is right under its budget's line: its name stands under the curve
+            reach = (place, place + 7.0 * len(name)) if anchor == "start" else (place - 7.0 * len(name), place)
+            y = min(self._lowest(timeline, *reach) + 16, self.y.start - 6)
+        self.parts.append(text(place, y, name, class_=f"{class_} halo", anchor=anchor))
+
+    def _lowest(self, timeline: Timeline, left: float, right: float) -> float:
+        """Where a curve is lowest in the picture, between two places across."""
+        bins = self._bins(timeline)
+        step = (self.x.end - self.x.start) / max(1, int(self.x.end - self.x.start) // 2)
+        heights = [self.y(one.lowest_bytes) for one in bins if left <= self.x.start + one.number * step <= right]
+        return max(heights, default=self.y.start)
 
     def _slices(self) -> None:
         """Invisible columns that say, when pointed at, what runs there; no script is needed."""

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 from planner.budget import format_bytes
 from planner.errors import PlannerError
-from planner.pictures.curve import CurvePicture
+from planner.pictures.curve import CurvePicture, stairs
+from planner.pictures.labels import Labels
 from planner.pictures.lanes import Lane
 from planner.pictures.memory import MemoryPicture
 from planner.pictures.points import Point
@@ -50,6 +51,8 @@ def save_plot(path: str, title: str, memory: MemoryPicture | None, curve: CurveP
             _lanes(axes[1], lanes, axes[0].get_xlim())
         _curve(axes[-1], curve)
         figure.suptitle(_plain(title))
+        figure.draw_without_rendering()  # sets the places of the axes, which those of the labels depend on
+        _name_points(axes[-1], curve)
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.lower().endswith(".svg") else {})
 
 
@@ -118,8 +121,30 @@ def _point(axes: Axes, point: Point) -> None:
     axes.plot([point.peak_bytes], [point.overhead], _MARKS[point.kind], color=colour, markersize=6)
     if point.lower_bound is not None:
         axes.plot([point.budget_bytes], [point.lower_bound], "_", color=LIGHT["budget"], markersize=14)
-    place = {"xytext": (7, 3), "textcoords": "offset points"}
-    axes.annotate(_plain(point.label), (point.peak_bytes, point.overhead), fontsize=8, color=colour, **place)
+
+
+def _name_points(axes: Axes, data: CurvePicture) -> None:
+    """Labels beside the marks; where there is no room, a mark goes without."""
+    box = axes.get_window_extent()
+    unit = axes.figure.dpi / 72  # pixels of a point
+
+    def at(size_bytes: float, overhead: float) -> tuple[float, float]:
+        across, up = axes.transData.transform((size_bytes, overhead))
+        return float(across) / unit, -float(up) / unit
+
+    area = box.x0 / unit, -box.y1 / unit, box.x1 / unit, -box.y0 / unit
+    labels = Labels(area, height=10.0, apart=9.0)
+    for point in (*data.curve, *data.points):
+        labels.keep_clear(*at(point.peak_bytes, point.overhead), half=4.0)
+    curve = sorted(data.curve, key=lambda p: p.budget_bytes)
+    labels.keep_line_clear(stairs([at(p.budget_bytes, p.overhead) for p in curve], after=True))
+    for point in sorted(data.points, key=lambda p: (p.kind not in ("plan", "other"), p.peak_bytes)):
+        x, y = at(point.peak_bytes, point.overhead)
+        place = labels.place(x, y, 4.9 * len(point.label))
+        if place is not None:
+            offset = {"xytext": (place[0] - x, y - place[1]), "textcoords": "offset points", "va": "center"}
+            where = point.peak_bytes, point.overhead
+            axes.annotate(_plain(point.label), where, fontsize=8, color=LIGHT[_COLOURS[point.kind]], **offset)
 
 
 def _ticks(axes: Axes, across: list[tuple[float, str]], up: list[tuple[float, str]]) -> None:

@@ -118,10 +118,24 @@ def _notes(first: Plan, second: Plan) -> list[str]:
     if first.structure_fingerprint != second.structure_fingerprint:
         notes.append("the plans are of different graphs: overheads are fractions of different steps")
     elif first.fingerprint != second.fingerprint:
-        notes.append("the plans are of the same graph at other sizes: another batch, another dtype or another device")
+        beside = _resident_differences(first, second)
+        if beside:
+            notes.append(f"the budgets cover other memory that no schedule changes: {', '.join(beside)}")
+        if not beside or [v.size_bytes for v in first.to_graph().values] != [
+            v.size_bytes for v in second.to_graph().values
+        ]:
+            what = "another batch, another dtype or another device"
+            notes.append(f"the plans are of the same graph at other sizes: {what}")
     elif _differ(first.step_seconds, second.step_seconds):
         notes.append("the same graph is priced differently: overheads are fractions of different steps")
     return notes
+
+
+def _resident_differences(first: Plan, second: Plan) -> list[str]:
+    """The lines of resident memory that differ, with both sizes."""
+    one, other = first.to_graph().resident_bytes, second.to_graph().resident_bytes
+    labels = [label for label in {**one, **other} if one.get(label, 0) != other.get(label, 0)]
+    return [f"{label} {_size(one.get(label, 0))} and {_size(other.get(label, 0))}" for label in labels]
 
 
 def _differ(a: float, b: float) -> bool:

@@ -40,13 +40,16 @@ class Ledger:
 
 def ledger_of(before: Lines, after: Lines, resident: frozenset[str], budget_bytes: int) -> Ledger:
     """Put the lines of both peaks side by side; `resident` are the labels that no schedule can change."""
-    first, second = dict(before), dict(after)
+    first, second = {**dict.fromkeys(_ALWAYS, 0), **dict(before)}, dict(after)
     rows = tuple(
         LedgerRow(label, first.get(label, 0), second.get(label, 0), label not in resident)
         for label in sorted({**first, **second}, key=lambda label: _place(label, resident))
     )
     return Ledger(rows, budget_bytes, sum(first.values()), sum(second.values()))
 
+
+_ALWAYS = ("activations", "gradients", "workspace of the operator")
+"""Lines that stand there even where they are nothing at both peaks, so that nobody wonders whether they count."""
 
 _ORDER = ("parameters", "buffers", "inputs", "bookkeeping")
 _LAST = ("activations", "outputs", "gradients", ".grad of earlier micro-batches", "workspace of the operator")

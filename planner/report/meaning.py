@@ -28,7 +28,7 @@ def _bound(plan: Plan) -> str:
         return "no schedule costs less than nothing"
     if not plan.lower_bound:
         return f"{plan.solver} proves nothing about what the best schedule would cost"
-    return f"proven: no schedule within the budget costs less, of {plan.bound_scope or 'no class'}"
+    return f"nothing within the budget costs less, proven for {plan.bound_scope or 'no class of schedules'}"
 
 
 def _gap(plan: Plan) -> str:

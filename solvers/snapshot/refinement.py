@@ -31,6 +31,7 @@ from solvers.snapshot.reduction import reduce
 from solvers.snapshot.relaxation import PERCENT
 from solvers.snapshot.search import OPTIMALITY_TOLERANCE, Search
 from solvers.solution import SearchClass, Solution, Solver, Status
+from solvers.verdict import INTERRUPTED
 
 BOUND_SCOPE = (
     "every schedule that first runs the operators in captured order and runs any repeatable operator again, "
@@ -112,7 +113,7 @@ def _conclude(search: Search, floor: int, floor_bytes: int) -> Solution:
         status, message = Status.UNKNOWN, f"nothing found, and no proof that nothing fits; {need}; {known}"
     else:
         status = Status.OPTIMAL if overhead - bound <= OPTIMALITY_TOLERANCE else Status.FEASIBLE
-        message = "interrupted: the best schedule so far" if search.interrupted else ""
+        message = INTERRUPTED if search.interrupted else ""
     return Solution(
         solver=search.options.name,
         status=status,

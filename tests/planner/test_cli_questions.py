@@ -126,3 +126,23 @@ def test_a_plan_with_pins_can_be_certified(tmp_path: Path, capsys: pytest.Captur
     assert main(["certify", str(tmp_path / "p.json"), "-o", str(tmp_path / "c.json"), "--json"]) == OK
     capsys.readouterr()
     assert main(["verify", str(tmp_path / "c.json")]) == OK
+
+
+def test_memory_beside_the_step(factories: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "p.json")
+    extra = ["--extra", "optimizer state=1MiB", "--extra", "a=b=2KiB"]
+    assert main(["plan", f"{factories}:plain", "--budget", "4MiB", *extra, "-o", out]) == OK
+    assert "1.00 MiB  optimizer state" in capsys.readouterr().out
+    resident = Plan.load(out).to_graph().resident_bytes
+    assert (resident["optimizer state"], resident["a=b"]) == (2**20, 2**11)
+    assert main(["minimum-budget", out, "--extra", "x=1KiB"]) == ERROR
+    assert main(["plan", f"{factories}:plain", "--budget", "4MiB", "--extra", "parameters=1KiB"]) == ERROR
+    assert "counted from the model itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("written", ["headroom", "headroom=3", "headroom=10%", "=3GiB", "headroom=-1GiB"])
+def test_memory_beside_the_step_needs_a_label_and_a_size(written: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["plan", "x.py:f", "--budget", "1GiB", "--extra", written])
+    assert end.value.code == ERROR
+    assert "--extra" in capsys.readouterr().err

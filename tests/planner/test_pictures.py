@@ -14,6 +14,7 @@ from planner.errors import PlannerError
 from planner.pictures.blocks import blocks_of
 from planner.pictures.curve import CurvePicture
 from planner.pictures.graph import graph_svg
+from planner.pictures.labels import Labels
 from planner.pictures.lanes import lanes_of
 from planner.pictures.memory import MemoryPicture
 from planner.pictures.of_plan import curve_of_plan, memory_of_plan, memory_of_two, timelines_of_plan
@@ -167,3 +168,15 @@ def test_plots_are_written(tmp_path: Path, suffix: str) -> None:
 def test_a_plot_of_another_kind_is_refused() -> None:
     with pytest.raises(PlannerError, match=r"--plot out.bmp: a plot is written as .png, .svg, .pdf"):
         check_plot_path("out.bmp")
+
+
+def test_labels_stand_clear_of_marks_lines_and_each_other() -> None:
+    labels = Labels((0.0, 0.0, 200.0, 100.0), height=10.0, apart=8.0)
+    labels.keep_clear(50.0, 50.0)
+    labels.keep_clear(90.0, 50.0)
+    labels.keep_line_clear([(0.0, 80.0), (200.0, 80.0)])
+    assert labels.place(90.0, 50.0, 30.0) == (98.0, 50.0)
+    assert labels.place(50.0, 50.0, 30.0) == (12.0, 50.0)  # to the right is the other mark
+    assert labels.place(50.0, 50.0, 30.0) == (58.0, 61.0)  # both sides are taken: below
+    assert labels.place(180.0, 76.0, 30.0) == (142.0, 65.0)  # the line is below, the edge to the right
+    assert labels.place(100.0, 50.0, 300.0) is None
