@@ -162,6 +162,8 @@ def plan_of(
     notes = list(captured.notes)
     if budget_bytes >= store_all.peak_bytes and not graph.released:
         notes.append("the budget covers the store-all schedule: nothing is recomputed")
+    if solution.hit_limit and not solution.interrupted:
+        notes.append("a limit ended the search: with more time a better plan or bound may be found")
     return Plan(
         environment=describe_environment(captured.device.name),
         model=describe_model(model),

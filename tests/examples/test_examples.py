@@ -66,3 +66,28 @@ def test_comparing_solvers(example, tmp_path: Path) -> None:
     assert "overhead" in rows["checkmate"]
     assert rows["store-all"].startswith("store-all             unknown")
     assert "checkmate" in page.read_text()
+
+
+def test_training_a_gpt2_within_a_budget(example) -> None:
+    pytest.importorskip("transformers", reason="transformers is an optional extra")
+    out = example("demo_gpt2.py", "--layers", "1", "--batch", "1", "--steps", "2", "--fraction", "0.95")
+    rows = dict(line.split("  ", 1) for line in out.splitlines() if "  " in line and not line.startswith(" "))
+    said = {label: text.strip() for label, text in rows.items()}
+    assert said["largest gradient difference"] == "0"
+    assert said["losses of 2 AdamW steps equal"] == said["parameters equal after them"] == "True"
+
+
+def test_a_loop_with_revolve(example) -> None:
+    out = example("heat_equation.py", "--steps", "600", "--slots", "6", "--points", "8")
+    assert "500 steps, against plain autograd: gradients equal bit for bit" in out
+    assert "600 steps with 6 slots:" in out
+
+
+def test_the_picture_of_the_readme(example, tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is an optional extra")
+    path = tmp_path / "memory.svg"
+    out = example(
+        "readme_picture.py", str(path), *("--layers", "1", "--width", "64", "--batch", "1", "--budget", "100%")
+    )
+    assert "h100-80gb" in out
+    assert path.read_text().startswith("<svg")

@@ -178,5 +178,5 @@ def test_labels_stand_clear_of_marks_lines_and_each_other() -> None:
     assert labels.place(90.0, 50.0, 30.0) == (98.0, 50.0)
     assert labels.place(50.0, 50.0, 30.0) == (12.0, 50.0)  # to the right is the other mark
     assert labels.place(50.0, 50.0, 30.0) == (58.0, 61.0)  # both sides are taken: below
-    assert labels.place(180.0, 76.0, 30.0) == (142.0, 65.0)  # the line is below, the edge to the right
+    assert labels.place(180.0, 76.0, 30.0) == (142.0, 87.0)  # the edge is to the right, then the line: below
     assert labels.place(100.0, 50.0, 300.0) is None
