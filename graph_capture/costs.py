@@ -2,8 +2,9 @@
 
 Cost models sit behind one small interface, :class:`CostModel`. `Roofline` prices an operator at the larger of its
 arithmetic and its memory traffic on a named device (Williams, Waterman and Patterson, "Roofline", CACM 2009), plus the
-time of a launch. `FlopCount` is the classic count, for comparison with papers that know nothing else. What the device
-at hand really takes is measured by :class:`graph_capture.measured.Measured`.
+time of a launch. A CPU draws random numbers more slowly than it writes them, so that dropout has a third term there.
+`FlopCount` is the classic count, for comparison with papers that know nothing else. What the device at hand really
+takes is measured by :class:`graph_capture.measured.Measured`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import fx
 
 from graph_capture.devices import Device, device_of_card
 from graph_capture.flops import flops_of
-from graph_capture.joint import tensors_of
+from graph_capture.joint import is_random, tensors_of
 
 PricedBy = Literal["flops", "bytes"]
 Costs = Literal["roofline", "measured", "flops"]
@@ -48,7 +49,7 @@ class CostModel(abc.ABC):
 
 @dataclass(frozen=True)
 class Roofline(CostModel):
-    """max(FLOPs / peak FLOP/s, bytes moved / bandwidth) + launch time."""
+    """max(FLOPs / peak FLOP/s, bytes moved / bandwidth, random numbers / generator's rate) + launch time."""
 
     device: Device
 
@@ -58,6 +59,9 @@ class Roofline(CostModel):
         seconds = bytes_moved(node) / self.device.bytes_per_second
         if flops:
             seconds = max(seconds, flops / self.device.peak_flops(_dtype(node)))
+        rate = self.device.random_numbers_per_second
+        if rate and is_random(node):
+            seconds = max(seconds, _random_numbers(node) / rate)
         return Price(seconds + self.device.launch_seconds, flops or 0, "bytes" if flops is None else "flops")
 
 
@@ -103,6 +107,11 @@ def bytes_moved(node: fx.Node) -> int:
     """Bytes that an operator reads and writes: each input and output tensor once."""
     tensors = [t for n in (*node.all_input_nodes, node) for t in tensors_of(n)]
     return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _random_numbers(node: fx.Node) -> int:
+    """How many numbers a random operator draws: one for each element of its first result."""
+    return tensors_of(node)[0].numel()
 
 
 def _dtype(node: fx.Node) -> str:

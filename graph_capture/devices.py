@@ -24,6 +24,7 @@ class Device:
     - `library_workspace_bytes`: scratch memory that matrix libraries keep once per process (cuBLAS).
     - `memory_bytes`: of the card; 0 if it is not a card. `compute_capability`: of the card; the choice of attention
       kernels depends on it. `source`: where the numbers come from.
+    - `random_numbers_per_second`: how fast the generator is; 0 if it is never slower than the memory, as on cards.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Device:
     memory_bytes: int = 0
     source: str = ""
     compute_capability: tuple[int, int] = (0, 0)
+    random_numbers_per_second: float = 0.0
 
     def peak_flops(self, dtype: str) -> float:
         """Peak FLOP/s for matrix products of `dtype` (`"bfloat16"`, `"float32"`, ...)."""
@@ -72,6 +74,7 @@ DEVICES: Mapping[str, Device] = {
             20e9,
             2e-6,
             source="nominal: two cores with 256-bit vector units",
+            random_numbers_per_second=250e6,
         ),
         _gpu("v100-32gb", 125e12, 15.7e12, 15.7e12, 900e9, 32, "NVIDIA Tesla V100 data sheet (2020)", (7, 0)),
         _gpu("t4-16gb", 65e12, 8.1e12, 8.1e12, 320e9, 16, "NVIDIA T4 data sheet (2019)", (7, 5)),
@@ -99,7 +102,7 @@ def device_by_name(name: str | Device) -> Device:
 
 
 def calibrated(name: str, flops_per_second: float, bytes_per_second: float, launch_seconds: float) -> Device:
-    """A device with measured numbers in the place of data-sheet ones."""
+    """A device with measured numbers in the place of data-sheet ones; its generator is as fast as its memory."""
     base = DEVICES["cpu"]
     return dataclasses.replace(
         base,
@@ -107,6 +110,7 @@ def calibrated(name: str, flops_per_second: float, bytes_per_second: float, laun
         flops_per_second={"default": flops_per_second},
         bytes_per_second=bytes_per_second,
         launch_seconds=launch_seconds,
+        random_numbers_per_second=0.0,
         source="calibrated",
     )
 

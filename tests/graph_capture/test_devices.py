@@ -45,3 +45,4 @@ def test_every_device_names_its_source_and_has_a_rate_for_every_dtype() -> None:
 def test_a_calibrated_device_carries_the_measured_numbers() -> None:
     device = calibrated("mine", 1e12, 1e11, 1e-6)
     assert (device.peak_flops("float32"), device.bytes_per_second, device.launch_seconds) == (1e12, 1e11, 1e-6)
+    assert device.random_numbers_per_second == 0

@@ -74,6 +74,19 @@ def test_the_roofline_is_the_larger_of_arithmetic_and_traffic() -> None:
     assert price.priced_by == "flops"
 
 
+def test_a_cpu_draws_random_numbers_more_slowly_than_it_moves_them() -> None:
+    device, elements = DEVICES["cpu"], 64 * 32
+    joint = joint_of(nn.Dropout(0.5), torch.randn(64, 32, requires_grad=True))
+    (dropout,) = nodes_of(joint, "aten.native_dropout.default")
+    price = Roofline(device).price(dropout)
+    assert price.seconds == elements / device.random_numbers_per_second + device.launch_seconds
+    assert price.seconds > 10 * bytes_moved(dropout) / device.bytes_per_second
+    card = DEVICES["h100-80gb"]
+    assert Roofline(card).price(dropout).seconds == bytes_moved(dropout) / card.bytes_per_second + card.launch_seconds
+    (backward,) = nodes_of(joint, "aten.native_dropout_backward.default")
+    assert Roofline(device).price(backward).seconds < price.seconds
+
+
 def test_the_graph_adds_them_up() -> None:
     graph, _ = build_graph(joint_of(nn.Linear(5, 7), torch.randn(3, 5)), Roofline(DEVICES["cpu"]), NoWorkspace())
     assert graph.step_flops == 2 * (2 * 3 * 5 * 7)
