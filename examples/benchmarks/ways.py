@@ -31,6 +31,7 @@ from graph_capture.devices import DEVICES
 from graph_capture.dynamo import dynamo_settings, traceable
 from graph_capture.huggingface import as_in_eager
 from graph_capture.joint import drop_unused_statistics, storage_key, tensors_of
+from graph_capture.measured import Measured
 
 RATIOS = (0.1, 0.25, 0.5, 0.75)
 """The values of `activation_memory_budget` that are looked at."""
@@ -38,16 +39,19 @@ RATIOS = (0.1, 0.25, 0.5, 0.75)
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs and seconds of the cost model of some executions."""
+    """FLOPs and seconds of the cost model of some executions; seconds measured on this CPU, 0 where nothing was."""
 
     flops: int = 0
     seconds: float = 0.0
+    measured_seconds: float = 0.0
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.flops + other.flops, self.seconds + other.seconds)
+        measured = self.measured_seconds + other.measured_seconds
+        return Work(self.flops + other.flops, self.seconds + other.seconds, measured)
 
     def __sub__(self, other: Work) -> Work:
-        return Work(self.flops - other.flops, self.seconds - other.seconds)
+        measured = self.measured_seconds - other.measured_seconds
+        return Work(self.flops - other.flops, self.seconds - other.seconds, measured)
 
 
 def cost() -> CostModel:
@@ -64,14 +68,14 @@ def makes_something(node: fx.Node) -> bool:
     return node.target._schema.is_mutable or any(key not in given for key in made)
 
 
-def work_of(graph: fx.Graph) -> Work:
-    """All operators of a graph, once each."""
+def work_of(graph: fx.Graph, measured: CostModel | None = None) -> Work:
+    """All operators of a graph, once each; each timed alone as well, if there is a model that does so."""
     model = cost()
     total = Work()
     for node in graph.nodes:
         if node.op == "call_function" and makes_something(node):
             price = model.price(node)
-            total += Work(price.flops, price.seconds)
+            total += Work(price.flops, price.seconds, measured.price(node).seconds if measured else 0.0)
     return total
 
 
@@ -103,19 +107,23 @@ class Counter(TorchDispatchMode):
 
 @dataclass
 class Partitions:
-    """What PyTorch's partitioner recomputed, found out while it works; `calls` grows if anything is compiled again."""
+    """What PyTorch's partitioner recomputed, found out while it works; `calls` grows if anything is compiled again.
+
+    With `measured`, operators are timed one by one, too.
+    """
 
     recomputed: Work = Work()
     calls: int = 0
+    measured: CostModel | None = None
 
     def __call__(self, joint: fx.GraphModule, inputs: Any, **options: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
         """Partition a joint graph and count both halves against it."""
         self.calls += 1
         drop_unused_statistics(joint.graph)  # without this, PyTorch's own way fails on batch normalisation
         joint.graph.eliminate_dead_code()
-        whole = work_of(joint.graph)
+        whole = work_of(joint.graph, self.measured)
         forward, backward = min_cut_rematerialization_partition(joint, inputs, **options)
-        self.recomputed += work_of(forward.graph) + work_of(backward.graph) - whole
+        self.recomputed += work_of(forward.graph, self.measured) + work_of(backward.graph, self.measured) - whole
         return forward, backward
 
 
@@ -138,10 +146,10 @@ def checkpointed(model: nn.Module, every: int) -> nn.Module:
 
 @contextlib.contextmanager
 def partition_settings(ratio: float) -> Iterator[None]:
-    """PyTorch's memory budget, and no cache that would skip the partitioner."""
+    """PyTorch's memory budget, and no cache that would skip the partitioner; that of compiled kernels stays."""
     with (
         functorch_config.patch(activation_memory_budget=ratio, enable_autograd_cache=False),
-        inductor_config.patch(force_disable_caches=True, compile_threads=1),
+        inductor_config.patch(compile_threads=1),
         torch._dynamo.config.patch(recompile_limit=64),
     ):
         yield
@@ -149,7 +157,7 @@ def partition_settings(ratio: float) -> Iterator[None]:
 
 def partitioned(model: nn.Module, ratio: float, run: Callable[[nn.Module], Any]) -> Partitions:
     """Compile in place with PyTorch's partitioner and eager kernels; `run` makes one step."""
-    found = Partitions()
+    found = Partitions(measured=Measured(DEVICES["cpu"]))
     backend = aot_autograd(
         fw_compiler=boxed_nop, bw_compiler=boxed_nop, partition_fn=found, keep_inference_input_mutations=True
     )
