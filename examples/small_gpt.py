@@ -1,6 +1,11 @@
-"""A small causal transformer with the usual parts; shared by the distributed examples."""
+"""A small causal transformer with the usual parts; shared by several examples.
+
+checkpoint-planner plan examples/small_gpt.py:make --budget 60%
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -54,3 +59,13 @@ def batch(rank: int, step: int, size: int = 8, length: int = 64) -> Tensor:
     generator = torch.Generator().manual_seed(1000 * step + rank)
     start = torch.randint(0, VOCABULARY, (size, 1), generator=generator)
     return (start + torch.arange(length)) % VOCABULARY
+
+
+def make() -> tuple[SmallGPT, tuple[Tensor]]:
+    """For the command line: the model, and what it is called with."""
+    return SmallGPT(), (batch(0, 0),)
+
+
+def batches() -> tuple[SmallGPT, Callable[[int], tuple[Tensor]]]:
+    """For `max-batch`: the model, and a function from a batch size to what it is called with."""
+    return SmallGPT(), lambda size: (batch(0, 0, size),)

@@ -6,9 +6,12 @@ import ast
 import doctest
 import importlib
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+
+from planner.cli.main import build_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "examples" / "guide").glob("*.md"))]
@@ -48,3 +51,14 @@ def test_python_code_compiles(page: Path) -> None:
 def test_files_that_are_named_exist(page: Path) -> None:
     for name in re.findall(r"`((?:planner|solvers|graph_capture|examples|tests)/[\w/.]*)`", page.read_text()):
         assert (ROOT / name).exists(), name
+
+
+def test_commands_of_the_readme_parse() -> None:
+    commands = re.findall(r"^checkpoint-planner (.*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    options = [build_parser().parse_args(shlex.split(command, comments=True)) for command in commands]
+    verbs = {option.verb for option in options}
+    for verb in ("plan", "show", "compare", "pareto", "check", "minimum-budget", "max-batch", "certify", "verify"):
+        assert verb in verbs
+    assert {option.target.partition(":")[0] for option in options if ".py:" in getattr(option, "target", "")} == {
+        "examples/small_gpt.py"
+    }
