@@ -259,7 +259,8 @@ def _with_loss(graph: Graph, call: CapturedCall, loss_call: CapturedCall, loss: 
     # Primal 0 is the token; the others are the loss's inputs in order.
     position = {id(value): index + 1 for index, value in enumerate(loss_call.real_inputs)}
     gradient_of = [position.get(id(call.outputs[output])) for output in loss.outputs]
-    return insert_loss(graph, loss_graph, binding, gradient_of)
+    outputs = [call.outputs[output] for output in loss.outputs]
+    return insert_loss(graph, loss_graph, binding, gradient_of, outputs, build.workspace)
 
 
 def _eager_peak(

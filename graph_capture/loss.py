@@ -13,6 +13,9 @@ from torch.utils._pytree import tree_leaves
 from graph_capture.build import Binding
 from graph_capture.errors import CaptureError
 from graph_capture.graph import Graph, Operator, Value
+from graph_capture.workspace import WorkspaceModel
+
+aten = torch.ops.aten
 
 LossLocation = Literal["inside the model", "loss_fn", "outside the budget"]
 
@@ -58,7 +61,14 @@ def outputs_of_loss(loss_inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple
     return tuple(i for i, o in enumerate(outputs) if id(o) in read and isinstance(o, torch.Tensor) and o.requires_grad)
 
 
-def insert_loss(graph: Graph, loss: Graph, loss_binding: Binding, gradient_of: Sequence[int | None]) -> Graph:
+def insert_loss(
+    graph: Graph,
+    loss: Graph,
+    loss_binding: Binding,
+    gradient_of: Sequence[int | None],
+    outputs: Sequence[torch.Tensor],
+    workspace: WorkspaceModel,
+) -> Graph:
     """Put the operators of a captured loss in the place of the graph's single loss operator.
 
     **Arguments:**
@@ -66,28 +76,43 @@ def insert_loss(graph: Graph, loss: Graph, loss_binding: Binding, gradient_of: S
     - `graph`: of the model, with one operator of phase `"loss"` that makes the tangents.
     - `loss`, `loss_binding`: of the loss alone; its forward and backward both become phase `"loss"`.
     - `gradient_of`: for each tangent the primal of the loss graph whose gradient it is; `None` if there is none.
+    - `outputs`: for each tangent the model's output that it belongs to, whose memory format it must have: AOTAutograd
+      copies a gradient that comes in another one, for instance the expanded scalar that is the gradient of a sum.
+    - `workspace`: of these copies.
     """
     at = next(i for i, o in enumerate(graph.operators) if o.phase == "loss")
     tangents = graph.operators[at].outputs
     n_loss = len(loss.operators)
     shift = len(graph.values)
     made_by: dict[int, int] = {}
-    for tangent, primal in zip(tangents, gradient_of, strict=True):
+    copied: dict[int, None] = {}
+    scratch_bytes = 0
+    for tangent, primal, output in zip(tangents, gradient_of, outputs, strict=True):
         gradient = loss_binding.joint.gradients[primal] if primal is not None else None
         values = loss_binding.value_of.get(gradient, ()) if gradient is not None else ()
-        if len(values) == 1 and values[0] + shift not in made_by.values():
+        arrives = gradient.meta["val"] if gradient is not None else None
+        if arrives is not None and not _has_format_of(arrives, output):
+            copied.update(dict.fromkeys(v + shift for v in values))
+            memory_format = torch._prims_common.suggest_memory_format(output)
+            copy = workspace.footprint(aten.clone.default, (arrives,), {"memory_format": memory_format}, output)
+            scratch_bytes = max(scratch_bytes, copy.scratch)
+        elif len(values) == 1 and values[0] + shift not in made_by.values():
             made_by[tangent] = values[0] + shift
     rest = tuple(t for t in tangents if t not in made_by)  # tangents that autograd makes itself, as zeros or copies
     extra = 1 if rest else 0
+
+    held_until = _held_by_formulas(loss, loss_binding)
 
     def move(operator: int) -> int:
         return operator if operator < at else operator + n_loss - 1 + extra
 
     operators = list(graph.operators[:at])
-    for operator in loss.operators:
-        operators.append(_as_loss(operator, shift))
+    for index, operator in enumerate(loss.operators):
+        held = held_until.get(index)
+        operators.append(_as_loss(dataclasses.replace(operator, inputs=held) if held else operator, shift))
     if rest:
-        operators.append(dataclasses.replace(graph.operators[at], outputs=rest))
+        copies = dataclasses.replace(graph.operators[at], inputs=tuple(copied), outputs=rest)
+        operators.append(dataclasses.replace(copies, workspace_bytes=copies.workspace_bytes + scratch_bytes))
     for operator in graph.operators[at + 1 :]:
         inputs = tuple(dict.fromkeys(made_by.get(v, v) for v in operator.inputs))
         operators.append(dataclasses.replace(operator, inputs=inputs))
@@ -97,6 +122,35 @@ def insert_loss(graph: Graph, loss: Graph, loss_binding: Binding, gradient_of: S
         values.append(Value(value.size_bytes, value.producer + at, kind, shape=value.shape, dtype=value.dtype))
     kept = [i for i in range(len(values)) if i not in made_by]
     return _compact(graph, operators, values, kept, at + n_loss if rest else None)
+
+
+def _held_by_formulas(loss: Graph, binding: Binding) -> dict[int, tuple[int, ...]]:
+    """Last backward operator of each of autograd's formulas -> everything that the formula reads and makes.
+
+    The caller's backward is eager: one node of autograd after the other, each of which holds what it was given, what
+    it had saved and its temporaries until it is done, where a graph could let go of them between its operators.
+    """
+    formulas: dict[int, list[int]] = {}
+    for index, operator in enumerate(loss.operators):
+        node = binding.nodes[index]
+        if node is None or operator.phase != "backward":
+            continue
+        if "is_gradient_acc" not in node.meta and "seq_nr" in node.meta:
+            formulas.setdefault(node.meta["seq_nr"], []).append(index)
+    held: dict[int, tuple[int, ...]] = {}
+    for indices in formulas.values():
+        touched = dict.fromkeys(v for i in indices for v in (*loss.operators[i].inputs, *loss.operators[i].outputs))
+        mine = set(loss.operators[indices[-1]].outputs)
+        held[indices[-1]] = tuple(v for v in touched if v not in mine)
+    return held
+
+
+def _has_format_of(gradient: torch.Tensor, output: torch.Tensor) -> bool:
+    """Whether a gradient is taken as it is: AOTAutograd asks for the memory format of the output."""
+    memory_format = torch._prims_common.suggest_memory_format(output)
+    if output.is_contiguous(memory_format=memory_format):
+        return gradient.is_contiguous(memory_format=memory_format)
+    return gradient.stride() == output.stride()
 
 
 def _as_loss(operator: Operator, shift: int) -> Operator:
