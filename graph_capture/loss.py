@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch._prims_common import suggest_memory_format
 from torch.utils._pytree import tree_leaves
 
 from graph_capture.build import Binding
@@ -93,7 +94,7 @@ def insert_loss(
         arrives = gradient.meta["val"] if gradient is not None else None
         if arrives is not None and not _has_format_of(arrives, output):
             copied.update(dict.fromkeys(v + shift for v in values))
-            memory_format = torch._prims_common.suggest_memory_format(output)
+            memory_format = suggest_memory_format(output)
             copy = workspace.footprint(aten.clone.default, (arrives,), {"memory_format": memory_format}, output)
             scratch_bytes = max(scratch_bytes, copy.scratch)
         elif len(values) == 1 and values[0] + shift not in made_by.values():
@@ -147,7 +148,7 @@ def _held_by_formulas(loss: Graph, binding: Binding) -> dict[int, tuple[int, ...
 
 def _has_format_of(gradient: torch.Tensor, output: torch.Tensor) -> bool:
     """Whether a gradient is taken as it is: AOTAutograd asks for the memory format of the output."""
-    memory_format = torch._prims_common.suggest_memory_format(output)
+    memory_format = suggest_memory_format(output)
     if output.is_contiguous(memory_format=memory_format):
         return gradient.is_contiguous(memory_format=memory_format)
     return gradient.stride() == output.stride()

@@ -17,7 +17,7 @@ from graph_capture.inputs import resolve_inputs
 from graph_capture.watchers import unwatched
 from planner.budget import Budget, parse_budget
 from planner.describe import describe_environment, describe_inputs, describe_model, describe_solver
-from planner.errors import error_for_solution
+from planner.errors import InvalidPlanError, error_for_solution
 from planner.pins import NO_PINS, Patterns, Pins, pinned, pins_of
 from planner.plan_file import Plan
 from planner.plan_parts import BudgetRequest, LossPlace
@@ -25,7 +25,8 @@ from planner.ranks import refuse_wrapper
 from planner.switches import refuse_checkpointing
 from solvers.auto import Auto
 from solvers.hints import Hints, ProgressListener
-from solvers.simulator import simulate, simulate_store_all
+from solvers.schedule import Schedule
+from solvers.simulator import ScheduleError, simulate, simulate_store_all
 from solvers.solution import Solution, Solver
 
 LossFn = Callable[[Any], torch.Tensor]
@@ -46,6 +47,7 @@ def plan(
     costs: Costs | None = None,
     keep: Patterns = (),
     recompute: Patterns = (),
+    start: Plan | Schedule | None = None,
     progress: ProgressListener | None = None,
 ) -> Plan:
     """Decide what one training step of `model` keeps and what it recomputes, within a budget in bytes.
@@ -71,6 +73,8 @@ def plan(
       else the roofline.
     - `keep`, `recompute`: modules whose results are held, or are recomputed, whatever the solver would decide, by name
       or pattern such as `"transformer.h.*.attn"`; :mod:`planner.pins` says exactly what they mean.
+    - `start`: an earlier plan of the same step, or a schedule such as that of :func:`planner.minimum_budget`, to start
+      from. Where it fits, there is a plan, however little time the solver has, and none that costs more.
     - `progress`: called with a :class:`~solvers.hints.Progress` now and then while the solver works.
 
     **Returns:**
@@ -100,12 +104,26 @@ def plan(
     )
     assert captured.eager_peak_bytes is not None
     budget_bytes = wanted.resolve(captured.eager_peak_bytes)
-    hints = Hints(progress=progress)
+    hints = Hints(schedules=_start_of(captured.graph, start), progress=progress)
     hints.starting(solver)
     solution = solver.solve(captured.graph, budget_bytes, hints)
     if solution.schedule is None:
         raise error_for_solution(solution, captured.graph, budget_bytes, captured.eager_peak_bytes)
     return plan_of(module, captured, wanted, budget_bytes, solution, solver, capture_seconds, chosen, pins)
+
+
+def _start_of(graph: Graph, start: Plan | Schedule | None) -> tuple[Schedule, ...]:
+    if start is None:
+        return ()
+    schedule = start.to_schedule() if isinstance(start, Plan) else start
+    try:
+        simulate(graph, schedule)
+    except ScheduleError as error:
+        raise InvalidPlanError(
+            f"`start` is no schedule of this training step ({error}); make it for the same model, inputs, loss and "
+            "pins, or leave it out"
+        ) from error
+    return (schedule,)
 
 
 def capture_with_peak(

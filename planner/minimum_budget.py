@@ -40,11 +40,12 @@ def minimum_budget(
 
     **Returns:**
 
-    `peak_bytes` is a budget that works (`plan` takes it), below `lower_bound_bytes` no schedule of `bound_scope` does.
+    `peak_bytes` is a budget that works: `plan` takes it, at once if it starts from `schedule`. Below
+    `lower_bound_bytes` no schedule of `bound_scope` does.
 
     ```python
     smallest = minimum_budget(model, (ids,), {"labels": ids})
-    p = plan(model, smallest.peak_bytes, (ids,), {"labels": ids})
+    p = plan(model, smallest.peak_bytes, (ids,), {"labels": ids}, start=smallest.schedule)
     ```
     """
     pins = pins_of(keep, recompute)

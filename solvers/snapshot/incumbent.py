@@ -38,7 +38,8 @@ class Incumbent:
 
     - `counter`: gives what counts sequences in compiled code before the simulator judges them, if it is at hand.
     - `order`, `percent`, `peak_bytes`, `by`: the cheapest sequence that fits, and which method found it.
-    - `smallest_peak_bytes`: of any sequence met. `near_miss`: the best to start from of those that do not fit.
+    - `smallest_peak_bytes`: of any sequence met, `lowest` that sequence, if it is not store-all's.
+    - `near_miss`: the best to start from of those that do not fit.
     """
 
     graph: Graph
@@ -50,6 +51,7 @@ class Incumbent:
     peak_bytes: int = 0
     by: str = ""
     near_miss: NearMiss = field(default=NO_MISS)
+    lowest: list[int] | None = None
 
     def offer(self, order: list[int], by: str) -> None:
         """Take an order if it is of this class and better than what is known; most are counted and forgotten."""
@@ -73,7 +75,8 @@ class Incumbent:
         """Simulate a sequence, and take it if it is the best that fits."""
         order = released_order(self.graph, order)
         simulation = simulate(self.graph, Schedule.from_order(self.graph, order))
-        self.smallest_peak_bytes = min(self.smallest_peak_bytes, simulation.peak_bytes)
+        if simulation.peak_bytes < self.smallest_peak_bytes:
+            self.smallest_peak_bytes, self.lowest = simulation.peak_bytes, list(order)
         percent = percent_of(self.graph, simulation)
         if simulation.peak_bytes <= self.budget_bytes and percent < self.percent:
             self.order, self.percent, self.peak_bytes = list(order), percent, simulation.peak_bytes

@@ -60,6 +60,9 @@ NODES_PER_ROUND, MOVES_PER_ROUND, POLISH_MOVES_PER_ROUND = 500, 20_000, 100_000
 FLOOR_FACTORS = (1.0, 1.03, 1.1, 1.25, 1.5)
 """Multiples of the largest budget known to be impossible at which a schedule is looked for."""
 
+APPROACHES = 6
+"""Walks towards the budget per round while nothing fits: all of the way, half of it, a quarter ..."""
+
 MENDING = Cooling()
 
 
@@ -175,6 +178,8 @@ class Search:
             over = self.learn(self.lifted(relaxation, answer), answer) if answer.has_point else {}
             if not self.closed():
                 self.consider_suggestions()
+            if self.incumbent.order is None:
+                self.approach(0.12 * self.options.time_limit_seconds)
             if not self.closed() and not self.refine(over, answer):
                 self.polish_further()
 
@@ -317,6 +322,31 @@ class Search:
         else:
             self.incumbent.consider(annealer.polish(result.best, self.budget_bytes), "annealing")
         self.log(f"mended: {result.percent:.3f} % after {result.moves} moves")
+
+    def approach(self, seconds: float) -> None:
+        """While nothing fits: from the sequence of the smallest peak towards the budget, a part of the way at a time.
+
+        Annealing finds what fits a slightly smaller budget where from far above it finds nothing.
+        """
+        until = time.monotonic() + min(seconds, self.remaining_seconds())
+        for attempt in range(APPROACHES):
+            before, lowest = self.incumbent.smallest_peak_bytes, self.incumbent.lowest
+            left = until - time.monotonic()
+            if self.annealer is None or lowest is None or self.incumbent.order is not None or left <= 0.0:
+                return
+            aim = max(self.budget_bytes, before - max(1, (before - self.budget_bytes) >> min(attempt, 4)))
+            result = self.annealer.anneal(
+                lowest,
+                aim,
+                seed=self.options.seed + self.rounds * APPROACHES + attempt,
+                cooling=MENDING,
+                seconds=left / (APPROACHES - attempt),
+                moves=MOVES_PER_ROUND // 2 if self.options.work_limit is not None else None,
+                stop=math.isfinite,
+            )
+            if result.best is not None:
+                self.incumbent.consider(result.best, "annealing")
+            self.log(f"approached {aim} bytes: {self.incumbent.smallest_peak_bytes}, before {before}")
 
     def polish(self, seconds: float, in_between: bool = False) -> None:
         """Walk from the best sequence, which fits, by moves that cost the logarithm of its length."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
-from planner import InfeasibleBudgetError, Pareto, minimum_budget, pareto, plan, rewrite
+from planner import InfeasibleBudgetError, InvalidPlanError, Pareto, minimum_budget, pareto, plan, rewrite
 from solvers import Auto, ChenGreedy, Progress, SnapshotRefinement
 from tests.models import Perceptron, features
 from tests.solvers.random_graphs import training_chain
@@ -72,11 +73,26 @@ def test_a_graph_has_a_curve_and_no_plan() -> None:
 def test_the_smallest_budget_is_one_that_plan_takes() -> None:
     model = Perceptron()
     # Rounds of work in the place of seconds: a busy machine finds what an idle one does.
-    looks, plans = (SnapshotRefinement(600.0, gap=100.0, work_limit=rounds) for rounds in (2, 4))
+    looks = SnapshotRefinement(600.0, gap=100.0, work_limit=2)
     smallest = minimum_budget(model, (features(),), loss_fn=step, solver=looks, time_limit_seconds=600.0)
     assert smallest.lower_bound_bytes <= smallest.peak_bytes
-    made = plan(model, smallest.peak_bytes, (features(),), loss_fn=step, solver=plans)
+    made = plan(
+        model,
+        smallest.peak_bytes,
+        (features(),),
+        loss_fn=step,
+        solver=Auto(work_limit=1, time_limit_seconds=1.0),
+        start=smallest.schedule,
+    )
     assert made.predicted_peak_bytes <= smallest.peak_bytes
+    assert made.overhead <= smallest.overhead
+
+
+def test_a_start_of_another_model_is_refused() -> None:
+    model = Perceptron()
+    foreign = plan(nn.Sequential(nn.Linear(8, 8)), "200%", (torch.ones(4, 8),), loss_fn=torch.sum)
+    with pytest.raises(InvalidPlanError, match="`start` is no schedule of this training step"):
+        plan(model, "75%", (features(),), loss_fn=step, start=foreign)
 
 
 def test_progress_is_told() -> None:
