@@ -82,14 +82,22 @@ class _Program:
             self.present.pop(node, None)
 
     def get(self, node: fx.Node) -> fx.Node:
-        """The node that stands for `node` now; views are made again from the tensor that fills their storage."""
+        """The node that stands for `node` now; views are made again from the tensor that fills their storage.
+
+        A view of several pieces is taken apart at once: tensors pass from one slice to the next, tuples cannot.
+        """
         if node in self.present:
             return self.present[node]
         if node in self.bases or node.op in ("placeholder", "get_attr"):
             emitted = self.on_missing(node)
+        elif _is_piece(node) and self.get(node.all_input_nodes[0]) and node in self.present:
+            return self.present[node]
         else:
             emitted = self.graph.node_copy(node, self.get)
         self.define(node, emitted)
+        for piece in node.users:
+            if _is_piece(piece) and piece not in self.bases:
+                self.define(piece, self.graph.node_copy(piece, lambda _: emitted))
         return emitted
 
 
