@@ -127,7 +127,8 @@ def batch_text(found: MaxBatchSize) -> str:
         for t in found.trials
     ]
     lines = [
-        f"batch              {found.batch} within {format_bytes(found.budget_bytes)}; the next larger {_beyond(found)}",
+        f"batch              {found.batch} within {format_bytes(found.budget_bytes)}; "
+        f"the next larger one {_beyond(found)}",
         f"overhead           {format_fraction(found.plan.overhead)}",
         f"without a plan     {found.store_all_batch}",
         f"most samples/s     batch {found.fastest.batch}, by the cost model",
