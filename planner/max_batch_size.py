@@ -238,10 +238,12 @@ class _Question:
         assert self.wanted.size_bytes is not None
         return self.wanted.size_bytes
 
-    def capture(self, batch: int) -> _Captured:
-        """Capture the step of a batch; raises `CaptureError` with the batch in its message."""
+    def capture(self, batch: int, best: _Answer | None = None) -> _Captured:
+        """Capture the step of a batch; raises `CaptureError` with the batch in its message. `best`: what is known."""
         started = time.perf_counter()
-        self.tell(batch, Progress("max batch", "capturing", 0.0, None, math.inf, 0.0))
+        stage = "capturing" if best is None else f"capturing; {best.trial.batch} fits"
+        overhead, bound = (math.inf, 0.0) if best is None else (best.solution.overhead, best.solution.lower_bound)
+        self.tell(batch, Progress("max batch", stage, 0.0, None, overhead, bound))
         args, kwargs = self._inputs(batch)
         try:
             module, captured, _ = capture_with_peak(self.model, args, kwargs, pins=self.pins, **self.options)
@@ -364,7 +366,7 @@ class _Search:
 
     def fits(self, units: int) -> bool:
         """Try one batch; remember the best one."""
-        captured = self.question.capture(units * self.unit)
+        captured = self.question.capture(units * self.unit, self.chosen)
         self.store_all_peaks[units] = captured.store_all_peak_bytes
         answer = self.question.answer(captured, self.order)
         self.trials[units] = answer.trial

@@ -104,7 +104,13 @@ def test_the_largest_batch(within: bool) -> None:
     assert found.batch == (4 if within else 2)
     with pytest.raises(KeyboardInterrupt):
         max_batch_size(Net(), "1GiB", inputs, solver=Interrupted(1))
-    assert not max_batch_size(Net(), "1GiB", inputs, solver=SOLVER, limit=2).interrupted
+    stages: list[str] = []
+    whole = max_batch_size(
+        Net(), "1GiB", inputs, solver=SOLVER, limit=2, progress=lambda event: stages.append(event.stage)
+    )
+    assert not whole.interrupted
+    assert stages[0] == "batch 1, capturing"
+    assert "batch 2, capturing; 1 fits" in stages
 
 
 def test_auto_while_it_asks_checkmate() -> None:
