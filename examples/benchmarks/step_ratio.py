@@ -61,7 +61,13 @@ def vit() -> Case:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
-        num_hidden_layers=8, hidden_size=256, intermediate_size=1024, num_attention_heads=4, image_size=96, patch_size=8
+        num_hidden_layers=8,
+        hidden_size=256,
+        intermediate_size=1024,
+        num_attention_heads=4,
+        image_size=96,
+        patch_size=8,
+        problem_type="single_label_classification",  # the first call would set it, and the second compile anew
     )
     labels = torch.zeros(8, dtype=torch.long)
     return ViTForImageClassification(config), (), {"pixel_values": torch.randn(8, 3, 96, 96), "labels": labels}
