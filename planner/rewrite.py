@@ -34,7 +34,8 @@ def rewrite(model: nn.Module, plan: Plan, *, on_change: OnChange = "replan", com
       :class:`~planner.decide.PlanChangedWarning`; `"error"` raises :class:`PlanMismatchError`.
 
     - `compiler`: `"eager"` runs torch's own kernels, bit-equal to the plain model; `"inductor"` compiles the forward
-      and every slice of the backward with Inductor, which fuses inside of them and keeps the schedule.
+      and every slice of the backward with Inductor, which fuses inside of them and keeps the schedule. It takes no
+      in-place forms, so the plan's peak is an estimate there and no bound: leave headroom in the plan's `extra_bytes`.
 
     The plan works at the next call. Calls without gradients (`eval`, `no_grad`) run plainly. In a DDP or FSDP2 run the
     ranks compare their plans before the first step, and all of them raise if two differ. `model.compile()` is an error
