@@ -10,6 +10,7 @@ the ranks compare their plans at the first step. `--check` trains the plain mode
 from __future__ import annotations
 
 import argparse
+import gc
 
 import torch
 import torch.distributed as dist
@@ -65,17 +66,8 @@ def plans_for(options: argparse.Namespace, dropout: float, dtype: torch.dtype | 
     )
 
 
-def main() -> None:
-    """Plan, train, and compare if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--budget", default="75%", help="of what the step needs without a plan, or bytes such as 2GiB")
-    parser.add_argument("--bf16", action="store_true", help="mixed precision by FSDP's policy")
-    parser.add_argument("--check", action="store_true", help="compare with plain FSDP2, bit for bit")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+def run(options: argparse.Namespace) -> None:
+    """Plan and train on this rank, and compare with plain FSDP2 if asked to."""
     rank = dist.get_rank()
     dtype = torch.bfloat16 if options.bf16 else None
     # On a CPU, eager's dropout in bfloat16 scales by a rounded number, a captured graph's by the exact one.
@@ -93,6 +85,22 @@ def main() -> None:
         dist.all_reduce(equal, dist.ReduceOp.MIN)
         if rank == 0:
             print("equal to plain FSDP2 on every rank", bool(equal))
+
+
+def main() -> None:
+    """Read the options and bring the process group up and down around :func:`run`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--budget", default="75%", help="of what the step needs without a plan, or bytes such as 2GiB")
+    parser.add_argument("--bf16", action="store_true", help="mixed precision by FSDP's policy")
+    parser.add_argument("--check", action="store_true", help="compare with plain FSDP2, bit for bit")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    run(options)
+    gc.collect()  # modules that are garbage would hold the process group beyond its end, and gloo aborts at exit
+    dist.barrier()
     dist.destroy_process_group()
 
 

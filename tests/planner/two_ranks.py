@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -31,6 +32,7 @@ def _run(rank: int, scenario: Scenario, folder: Path, port: int) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=2)
     try:
         torch.save(scenario(rank, folder), folder / f"rank{rank}.pt")
+        gc.collect()  # garbage that holds the process group beyond its end lets gloo abort at exit
         dist.barrier()
     finally:
         dist.destroy_process_group()
