@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from planner.export.make import export_policy
     from planner.export.policy import SelectivePolicy
+    from planner.inductor_peak import InductorPeakWarning
     from planner.loops import checkpoint_loop
     from planner.max_batch_size import BatchTrial, MaxBatchSize, max_batch_size
     from planner.measure import StepMeasurement, measure_step
@@ -68,6 +69,7 @@ __all__ = [
     "CertificateError",
     "CertificateReport",
     "FactoryError",
+    "InductorPeakWarning",
     "InfeasibleBudgetError",
     "InputsUnknownError",
     "InvalidPlanError",
@@ -119,6 +121,7 @@ _HOMES = {
     "Pareto": "planner.pareto",
     "ParetoPoint": "planner.pareto",
     "Plan": "planner.plan_file",
+    "InductorPeakWarning": "planner.inductor_peak",
     "PlanChangedWarning": "planner.decide",
     "SelectivePolicy": "planner.export.policy",
     "StepMeasurement": "planner.measure",

@@ -38,6 +38,7 @@ from planner.compile_plan import CompileDecider
 from planner.decide import PlanChangedWarning
 from planner.errors import CaptureError, PlanMismatchError, PlannerError, RewriteError
 from planner.inductor_compiler import check_compiler
+from planner.inductor_peak import warn_if_over
 from planner.ranks import data_parallel_ranks
 from planner.world import environment_differences, shown
 
@@ -85,6 +86,8 @@ def _planned(module: fx.GraphModule, example_inputs: Sequence[Any], options: Com
     if options.compiler == "inductor":
         check_compiler(next((i.device.type for i in example_inputs if isinstance(i, torch.Tensor)), "cpu"))
     run = PlannedBackend(select_loss, decide, compiler=options.compiler, expect=decider.expect)(module, example_inputs)
+    if options.compiler == "inductor" and decider.plan is not None:
+        warn_if_over(decider.plan)
     while decider.changes:
         warnings.warn(PlanChangedWarning(f"planned again: {decider.changes.pop()}"), stacklevel=3)
     return run

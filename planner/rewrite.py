@@ -16,6 +16,7 @@ from planner.decide import Decider, OnChange
 from planner.describe import describe_model
 from planner.errors import PlanMismatchError
 from planner.guarded_call import GuardedCall
+from planner.inductor_peak import warn_if_over
 from planner.keep_plan import keep_plans
 from planner.plan_file import Plan
 from planner.ranks import refuse_wrapper
@@ -36,6 +37,7 @@ def rewrite(model: nn.Module, plan: Plan, *, on_change: OnChange = "replan", com
     - `compiler`: `"eager"` runs torch's own kernels, bit-equal to the plain model; `"inductor"` compiles the forward
       and every slice of the backward with Inductor, which fuses inside of them and keeps the schedule. It takes no
       in-place forms, so the plan's peak is an estimate there and no bound: leave headroom in the plan's `extra_bytes`.
+      A plan that fits by in-place forms alone is said so (:class:`~planner.inductor_peak.InductorPeakWarning`).
 
     The plan works at the next call. Calls without gradients (`eval`, `no_grad`) run plainly. In a DDP or FSDP2 run the
     ranks compare their plans before the first step, and all of them raise if two differ. `model.compile()` is an error
@@ -58,6 +60,8 @@ def rewrite(model: nn.Module, plan: Plan, *, on_change: OnChange = "replan", com
         raise PlanMismatchError(
             f"the plan was made for another model: {shown(differences)}. Plan this model with plan(model, ...)."
         )
+    if compiler == "inductor":
+        warn_if_over(plan)
     keep_plans()
     decider = Decider(plan, on_change)
     backend = PlannedBackend(decider.select_loss, decider.decide, compiler=compiler, expect=decider.expect)

@@ -13,8 +13,10 @@ from torch._inductor import config, cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.profiler import ProfilerActivity, profile
 
-from planner import Plan, RewriteError, measure_step, plan, rewrite
+from planner import InductorPeakWarning, Plan, RewriteError, measure_step, plan, rewrite
 from planner.compile_backend import checkpoint_planner  # registers the backend where the package is not installed
+from planner.inductor_peak import peak_without_in_place_bytes
+from solvers.auto import Auto
 from solvers.chen import ChenGreedy
 from solvers.solution import Solver
 from solvers.store_all import StoreAll
@@ -116,6 +118,23 @@ def test_the_schedule_is_what_runs() -> None:
         measured = measure_step(recomputing, ids, gradient_accumulation=accumulation).peak_bytes
         assert measured <= predicted <= made.budget_bytes
     assert measure_step(keeping, ids).peak_bytes > made.first_peak_bytes
+
+
+@needs_compiler
+def test_a_plan_that_fits_by_in_place_forms_alone_is_said_so() -> None:
+    """Inductor runs none of them: the warning says what the plan may need then, and nothing is said where it fits."""
+    model, ids = small(), (tokens(0),)
+    first = plan(model, "70%", ids, solver=Auto(work_limit=1), gradient_accumulation=False)
+    without_bytes = peak_without_in_place_bytes(first)
+    assert without_bytes > first.predicted_peak_bytes
+    solver = Auto(work_limit=1)
+    tight, wide = (
+        plan(model, size_bytes, ids, solver=solver, gradient_accumulation=False, start=first)
+        for size_bytes in (first.predicted_peak_bytes, without_bytes)
+    )
+    with pytest.warns(InductorPeakWarning, match="more than its budget"):
+        rewrite(model, tight, compiler="inductor")
+    rewrite(model, wide, compiler="inductor")
 
 
 @needs_compiler

@@ -23,6 +23,7 @@ NAMES = {
     "CertificateError",
     "CertificateReport",
     "FactoryError",
+    "InductorPeakWarning",
     "InfeasibleBudgetError",
     "InputsUnknownError",
     "InvalidPlanError",
