@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import solvers
+from graph_capture.graph import Graph
 from solvers import (
     Auto,
     Checkmate,
@@ -100,6 +101,17 @@ def test_a_work_limit_gives_the_same_plan_every_time() -> None:
     first, second = (Auto(work_limit=2, seed=1, gap=0.0).solve(graph, budget) for _ in range(2))
     assert first.schedule == second.schedule
     assert (first.overhead, first.lower_bound, first.message) == (second.overhead, second.lower_bound, second.message)
+
+
+@pytest.mark.parametrize("graph", [GRAPH, random_graph(3, 14, PLAIN)], ids=["chain", "random"])
+def test_more_budget_never_costs_more(graph: Graph) -> None:
+    """Over a fine grid: up to the gap that was asked for, which is nothing here; a curve is monotone by its making."""
+    floor_bytes, _ = memory_floor(graph)
+    peak_bytes = simulate(graph, Schedule.store_all(graph)).peak_bytes
+    budgets = range(floor_bytes, peak_bytes + 1, max(1, (peak_bytes - floor_bytes) // 20))
+    overheads = [Auto(work_limit=1, gap=0.0).solve(graph, budget_bytes).overhead for budget_bytes in budgets]
+    assert len(overheads) >= 20
+    assert overheads == sorted(overheads, reverse=True)
 
 
 def test_the_best_of_everything_is_never_worse_than_the_parts() -> None:
