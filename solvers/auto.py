@@ -43,7 +43,7 @@ from solvers.verdict import INTERRUPTED
 CHECKMATE_OPERATORS, CHECKMATE_SHARE, CHECKMATE_NODES = 120, 0.3, 2_000
 """Up to so many operators Checkmate gets this share of the time, or so many branch-and-bound nodes of a work limit."""
 
-OTHER_ORDERS_SHARE = 0.5
+OTHER_ORDERS_SHARE = 0.85
 """Share of the time for other orders of first executions, on graphs without a backward phase."""
 
 
