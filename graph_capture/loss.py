@@ -85,20 +85,8 @@ def insert_loss(
     tangents = graph.operators[at].outputs
     n_loss = len(loss.operators)
     shift = len(graph.values)
-    made_by: dict[int, int] = {}
-    copied: dict[int, None] = {}
-    scratch_bytes = 0
-    for tangent, primal, output in zip(tangents, gradient_of, outputs, strict=True):
-        gradient = loss_binding.joint.gradients[primal] if primal is not None else None
-        values = loss_binding.value_of.get(gradient, ()) if gradient is not None else ()
-        arrives = gradient.meta["val"] if gradient is not None else None
-        if arrives is not None and not _has_format_of(arrives, output):
-            copied.update(dict.fromkeys(v + shift for v in values))
-            memory_format = suggest_memory_format(output)
-            copy = workspace.footprint(aten.clone.default, (arrives,), {"memory_format": memory_format}, output)
-            scratch_bytes = max(scratch_bytes, copy.scratch)
-        elif len(values) == 1 and values[0] + shift not in made_by.values():
-            made_by[tangent] = values[0] + shift
+    gradients = [loss_binding.joint.gradients[p] if p is not None else None for p in gradient_of]
+    made_by, copied, scratch_bytes = _arrivals(tangents, gradients, outputs, loss_binding, shift, workspace)
     rest = tuple(t for t in tangents if t not in made_by)  # tangents that autograd makes itself, as zeros or copies
     extra = 1 if rest else 0
 
@@ -123,6 +111,34 @@ def insert_loss(
         values.append(Value(value.size_bytes, value.producer + at, kind, shape=value.shape, dtype=value.dtype))
     kept = [i for i in range(len(values)) if i not in made_by]
     return _compact(graph, operators, values, kept, at + n_loss if rest else None)
+
+
+def _arrivals(
+    tangents: Sequence[int],
+    gradients: Sequence[Any],
+    outputs: Sequence[torch.Tensor],
+    binding: Binding,
+    shift: int,
+    workspace: WorkspaceModel,
+) -> tuple[dict[int, int], dict[int, None], int]:
+    """Tangents to the loss's values that they are, the values that are copied into others, and scratch of the copies.
+
+    `gradients` are nodes of the loss graph, whose values get `shift` added to their numbers.
+    """
+    made_by: dict[int, int] = {}
+    copied: dict[int, None] = {}
+    scratch_bytes = 0
+    for tangent, gradient, output in zip(tangents, gradients, outputs, strict=True):
+        values = binding.value_of.get(gradient, ()) if gradient is not None else ()
+        arrives = gradient.meta["val"] if gradient is not None else None
+        if arrives is not None and not _has_format_of(arrives, output):
+            copied.update(dict.fromkeys(v + shift for v in values))
+            memory_format = suggest_memory_format(output)
+            copy = workspace.footprint(aten.clone.default, (arrives,), {"memory_format": memory_format}, output)
+            scratch_bytes = max(scratch_bytes, copy.scratch)
+        elif len(values) == 1 and values[0] + shift not in made_by.values():
+            made_by[tangent] = values[0] + shift
+    return made_by, copied, scratch_bytes
 
 
 def _held_by_formulas(loss: Graph, binding: Binding) -> dict[int, tuple[int, ...]]:
