@@ -40,6 +40,11 @@ def test_a_program_that_an_engine_once_called_infeasible(ledger: Ledger) -> None
     examine(1395, ledger)
 
 
+def test_a_program_whose_optimum_a_restart_of_the_engine_lost(ledger: Ledger) -> None:
+    """HiGHS restarted, presolved once more, and called a staged schedule of twice the cost optimal."""
+    examine(1666, ledger)
+
+
 def test_every_family_is_drawn() -> None:
     drawn = [draw(seed) for seed in range(48)]
     assert len({family for _, family, _, _ in drawn}) == 6
