@@ -328,7 +328,8 @@ class Search:
 
         Annealing finds what fits a slightly smaller budget where from far above it finds nothing.
         """
-        until = time.monotonic() + min(seconds, self.remaining_seconds())
+        limited = self.options.work_limit is not None
+        until = time.monotonic() + (self.remaining_seconds() if limited else min(seconds, self.remaining_seconds()))
         for attempt in range(APPROACHES):
             before, lowest = self.incumbent.smallest_peak_bytes, self.incumbent.lowest
             left = until - time.monotonic()
@@ -341,7 +342,7 @@ class Search:
                 seed=self.options.seed + self.rounds * APPROACHES + attempt,
                 cooling=MENDING,
                 seconds=left / (APPROACHES - attempt),
-                moves=MOVES_PER_ROUND // 2 if self.options.work_limit is not None else None,
+                moves=MOVES_PER_ROUND // 2 if limited else None,
                 stop=math.isfinite,
             )
             if result.best is not None:
