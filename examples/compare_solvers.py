@@ -16,12 +16,12 @@ from torch import nn
 
 from graph_capture.capture import capture
 from planner import parse_budget
-from planner.api import with_time_limit
 from planner.page import curve_page
 from planner.pictures.points import Point, reference_points
 from solvers.registry import SOLVERS
 from solvers.schedule import Schedule
 from solvers.simulator import simulate
+from solvers.solution import with_time_limit
 
 
 class UNet(nn.Module):

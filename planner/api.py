@@ -17,17 +17,17 @@ from graph_capture.inputs import resolve_inputs
 from graph_capture.watchers import unwatched
 from planner.budget import Budget, parse_budget
 from planner.describe import describe_environment, describe_inputs, describe_model, describe_solver
-from planner.errors import InvalidPlanError, error_for_solution
+from planner.errors import error_for_solution
 from planner.pins import NO_PINS, Patterns, Pins, pinned, pins_of
 from planner.plan_file import Plan
 from planner.plan_parts import BudgetRequest, LossPlace
 from planner.ranks import refuse_wrapper
 from planner.switches import refuse_checkpointing
+from planner.warm_start import Start, schedules_of_start
 from solvers.auto import Auto
 from solvers.hints import Hints, ProgressListener
-from solvers.schedule import Schedule
-from solvers.simulator import ScheduleError, simulate, simulate_store_all
-from solvers.solution import Solution, Solver
+from solvers.simulator import simulate, simulate_store_all
+from solvers.solution import Solution, Solver, with_time_limit
 
 LossFn = Callable[[Any], torch.Tensor]
 
@@ -47,7 +47,7 @@ def plan(
     costs: Costs | None = None,
     keep: Patterns = (),
     recompute: Patterns = (),
-    start: Plan | Schedule | None = None,
+    start: Start | None = None,
     progress: ProgressListener | None = None,
 ) -> Plan:
     """Decide what one training step of `model` keeps and what it recomputes, within a budget in bytes.
@@ -74,7 +74,8 @@ def plan(
     - `keep`, `recompute`: modules whose results are held, or are recomputed, whatever the solver would decide, by name
       or pattern such as `"transformer.h.*.attn"`; :mod:`planner.pins` says exactly what they mean.
     - `start`: an earlier plan of the same step, or a schedule such as that of :func:`planner.minimum_budget`, to start
-      from. Where it fits, there is a plan, however little time the solver has, and none that costs more.
+      from. Where it fits, the default solver makes a plan, however little time it has, and none that costs more;
+      solvers of a fixed form may leave it aside.
     - `progress`: called with a :class:`~solvers.hints.Progress` now and then while the solver works.
 
     **Returns:**
@@ -104,26 +105,12 @@ def plan(
     )
     assert captured.eager_peak_bytes is not None
     budget_bytes = wanted.resolve(captured.eager_peak_bytes)
-    hints = Hints(schedules=_start_of(captured.graph, start), progress=progress)
+    hints = Hints(schedules=schedules_of_start(captured.graph, start), progress=progress)
     hints.starting(solver)
     solution = solver.solve(captured.graph, budget_bytes, hints)
     if solution.schedule is None:
         raise error_for_solution(solution, captured.graph, budget_bytes, captured.eager_peak_bytes)
     return plan_of(module, captured, wanted, budget_bytes, solution, solver, capture_seconds, chosen, pins)
-
-
-def _start_of(graph: Graph, start: Plan | Schedule | None) -> tuple[Schedule, ...]:
-    if start is None:
-        return ()
-    schedule = start.to_schedule() if isinstance(start, Plan) else start
-    try:
-        simulate(graph, schedule)
-    except ScheduleError as error:
-        raise InvalidPlanError(
-            f"`start` is no schedule of this training step ({error}); make it for the same model, inputs, loss and "
-            "pins, or leave it out"
-        ) from error
-    return (schedule,)
 
 
 def capture_with_peak(
@@ -150,13 +137,6 @@ def capture_with_peak(
         store_all = simulate_store_all(captured.graph)
         captured = dataclasses.replace(captured, eager_peak_bytes=store_all.peak_bytes)
     return module, captured, seconds
-
-
-def with_time_limit(solver: Solver, seconds: float) -> Solver:
-    """The same solver with another time limit; unchanged if it has none."""
-    if dataclasses.is_dataclass(solver) and any(f.name == "time_limit_seconds" for f in dataclasses.fields(solver)):
-        return dataclasses.replace(solver, time_limit_seconds=float(seconds))  # type: ignore[type-var,return-value]
-    return solver
 
 
 def plan_of(

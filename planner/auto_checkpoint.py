@@ -39,7 +39,8 @@ def auto_checkpoint(
     **Arguments:**
 
     - `on_plan`: called with the :class:`Plan` once it is made, to print or save it.
-    - `on_change`, `compiler`: as in :func:`planner.rewrite`. `options`: as in :func:`planner.plan`.
+    - `on_change`, `compiler`: as in :func:`planner.rewrite`.
+    - `options`: as in :func:`planner.plan`; `start` may be the plan of an earlier run.
 
     The budget is read now; the model is planned at its first call in training mode with gradients. Until then, and at
     every call without gradients, it runs as it is. In a data-parallel run the first rank plans for all of them.

@@ -13,7 +13,7 @@ from planner.errors import RewriteError
 from planner.pins import Pins, pins_of
 from planner.plan_file import Plan
 from solvers.auto import Auto
-from solvers.solution import Solver
+from solvers.solution import Solver, with_time_limit
 
 
 class CompileOptions(BaseModel):
@@ -71,8 +71,6 @@ class CompileOptions(BaseModel):
     @property
     def chosen_solver(self) -> Solver:
         """The solver, with its time limit."""
-        from planner.api import with_time_limit
-
         solver = self.solver or Auto()
         return solver if self.time_limit_seconds is None else with_time_limit(solver, self.time_limit_seconds)
 

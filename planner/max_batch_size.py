@@ -27,7 +27,7 @@ from graph_capture.costs import Costs
 from graph_capture.devices import Device
 from graph_capture.errors import CaptureError
 from graph_capture.fake import fake_mode_of
-from planner.api import LossFn, capture_with_peak, plan_of, with_time_limit
+from planner.api import LossFn, capture_with_peak, plan_of
 from planner.budget import Budget, parse_budget
 from planner.errors import BudgetError, NoScheduleError, error_for_solution
 from planner.pins import Patterns, Pins, pins_of
@@ -36,7 +36,7 @@ from solvers.auto import Auto
 from solvers.hints import Hints, Progress, ProgressListener
 from solvers.schedule import Schedule
 from solvers.simulator import ScheduleError, simulate, simulate_store_all
-from solvers.solution import Solution, Solver, Status
+from solvers.solution import Solution, Solver, Status, with_time_limit
 
 MakeInputs = Callable[[int], Any]
 Outcome = Literal["fits", "impossible", "not found", "too slow"]

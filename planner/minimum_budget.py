@@ -10,6 +10,7 @@ from graph_capture.devices import Device
 from graph_capture.graph import Graph
 from planner.api import LossFn, capture_with_peak
 from planner.pins import Patterns, pinned, pins_of
+from planner.warm_start import Start, schedules_of_start
 from solvers.hints import ProgressListener
 from solvers.minimum_budget import MinimumBudget
 from solvers.minimum_budget import minimum_budget as smallest_peak
@@ -30,13 +31,14 @@ def minimum_budget(
     costs: Costs = "roofline",
     keep: Patterns = (),
     recompute: Patterns = (),
+    start: Start | None = None,
     progress: ProgressListener | None = None,
 ) -> MinimumBudget:
     """The smallest peak in bytes that any known schedule of a training step reaches, whatever it costs.
 
     **Arguments:** as :func:`planner.plan`; `model` may be a :class:`~graph_capture.graph.Graph` as well.
-    `time_limit_seconds` is for the whole search, `solver` looks for schedules and proofs. Ctrl-C ends the search with
-    what is known by then.
+    `time_limit_seconds` is for the whole search, `solver` looks for schedules and proofs; the search goes down from
+    `start`. Ctrl-C ends the search with what is known by then.
 
     **Returns:**
 
@@ -64,4 +66,5 @@ def minimum_budget(
             pins=pins,
         )
         graph = captured.graph
-    return smallest_peak(graph, solver, time_limit_seconds=time_limit_seconds, progress=progress)
+    known = schedules_of_start(graph, start)
+    return smallest_peak(graph, solver, time_limit_seconds=time_limit_seconds, start=known, progress=progress)

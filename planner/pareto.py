@@ -16,18 +16,19 @@ from graph_capture.capture import Capture
 from graph_capture.costs import Costs
 from graph_capture.devices import Device
 from graph_capture.graph import Graph
-from planner.api import LossFn, capture_with_peak, plan_of, with_time_limit
+from planner.api import LossFn, capture_with_peak, plan_of
 from planner.budget import Budget, parse_budget
 from planner.by_partitioner import by_partitioner
 from planner.errors import error_for_solution
 from planner.pictures.points import Point, point_of
 from planner.pins import Patterns, Pins, pinned, pins_of
 from planner.plan_file import Plan
+from planner.warm_start import Start, schedules_of_start
 from solvers.auto import Auto
 from solvers.hints import ProgressListener
 from solvers.pareto import curve
 from solvers.simulator import simulate_store_all
-from solvers.solution import Solution, Solver
+from solvers.solution import Solution, Solver, with_time_limit
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ def pareto(
     memory_budgets: Sequence[float] = (),
     keep: Patterns = (),
     recompute: Patterns = (),
+    start: Start | None = None,
     progress: ProgressListener | None = None,
 ) -> Pareto:
     """The cheapest known schedule, and a lower bound, for each of several budgets.
@@ -155,6 +157,7 @@ def pareto(
     - `model`: a model, or a :class:`~graph_capture.graph.Graph` (then the arguments of the capture are not used, and a
       percentage refers to the store-all schedule's peak).
     - `budgets`: each as `plan` takes it. `time_limit_seconds` is for each of them.
+    - `start`: every budget's solve starts from it. It must be of the same step, of whatever budget.
     - `memory_budgets`: values of PyTorch's `activation_memory_budget` (0 to 1) to show beside the curve: what its
       partitioner would save is asked for, and evaluated as a schedule of the same graph.
 
@@ -188,7 +191,7 @@ def pareto(
     names = {budget.resolve(eager_peak_bytes): str(budget) for budget in wanted}
     points = tuple(
         ParetoPoint(names[point.budget_bytes], point.budget_bytes, point.solution)
-        for point in curve(graph, names, solver, progress)
+        for point in curve(graph, names, solver, progress, start=schedules_of_start(graph, start))
     )
     store_all_peak_bytes = simulate_store_all(graph).peak_bytes
     saved = origin.captured.saved_by_pytorch if origin is not None else {}

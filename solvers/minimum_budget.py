@@ -142,6 +142,7 @@ def minimum_budget(
     time_limit_seconds: float = 60.0,
     max_probes: int = 24,
     tolerance: float = 1e-3,
+    start: tuple[Schedule, ...] = (),
     progress: ProgressListener | None = None,
 ) -> MinimumBudget:
     """The smallest peak of any schedule of `graph`, as far as the limits allow; at Ctrl-C, what is known by then.
@@ -153,6 +154,7 @@ def minimum_budget(
     - `time_limit_seconds`: no budget is tried after it; one that has begun is finished.
     - `max_probes`: how many budgets are tried: deterministic, if the solver is.
     - `tolerance`: stop where schedule and bound differ by no more than this fraction of the peak.
+    - `start`: schedules that are known already: the search goes down from the one of least peak.
     """
     started = time.monotonic()
     if solver is None:
@@ -163,6 +165,8 @@ def minimum_budget(
     best = judge(graph, Schedule.store_all(graph))
     search = _Search(graph, solver, started + time_limit_seconds, max_probes, best, floor_bytes)
     search.progress, search.started = progress, started
+    for schedule in start:
+        search.take(schedule)
     try:
         _run(search, tolerance)
     except KeyboardInterrupt:  # store-all at least is known, and that the search ended early is said

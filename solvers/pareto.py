@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from graph_capture.graph import Graph
 from solvers.hints import Hints, Progress, ProgressListener
+from solvers.schedule import Schedule
 from solvers.snapshot.search import OPTIMALITY_TOLERANCE
 from solvers.solution import SearchClass, Solution, Solver, Status
 
@@ -31,7 +32,12 @@ class CurvePoint:
 
 
 def curve(
-    graph: Graph, budgets_bytes: Iterable[int], solver: Solver, progress: ProgressListener | None = None
+    graph: Graph,
+    budgets_bytes: Iterable[int],
+    solver: Solver,
+    progress: ProgressListener | None = None,
+    *,
+    start: tuple[Schedule, ...] = (),
 ) -> tuple[CurvePoint, ...]:
     """The solutions of all budgets, in ascending order of the budgets; after Ctrl-C, of those solved so far.
 
@@ -39,6 +45,7 @@ def curve(
 
     - `budgets_bytes`: in any order; repeated ones are solved once.
     - `solver`: of each budget; its limits count for each one by itself.
+    - `start`: schedules that are known already; every solve gets them.
     """
     solved: list[CurvePoint] = []
     lower_bound = 0.0
@@ -49,7 +56,7 @@ def curve(
         else:
             schedules = tuple(p.solution.schedule for p in solved[-2:] if p.solution.schedule is not None)
             listener = _of_all(progress, number, len(budgets_bytes))
-            hints = Hints(schedules=schedules, lower_bound=lower_bound, progress=listener)
+            hints = Hints(schedules=(*schedules, *start), lower_bound=lower_bound, progress=listener)
             hints.starting(solver)
             try:
                 solution = solver.solve(graph, budget_bytes, hints)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import enum
 import math
 from dataclasses import dataclass, field
@@ -96,6 +97,13 @@ class Solver(abc.ABC):
     def applies_to(self, graph: Graph) -> str | None:
         """`None` if the solver applies to `graph`, else the reason why it does not."""
         return None
+
+
+def with_time_limit(solver: Solver, seconds: float) -> Solver:
+    """The same solver with another time limit; unchanged if it has none."""
+    if dataclasses.is_dataclass(solver) and any(f.name == "time_limit_seconds" for f in dataclasses.fields(solver)):
+        return dataclasses.replace(solver, time_limit_seconds=float(seconds))  # type: ignore[type-var,return-value]
+    return solver
 
 
 def overhead_of(graph: Graph, schedule: Schedule) -> tuple[float, int]:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from planner.budget import Budget, format_bytes, parse_budget
+from planner.cli.planning import is_plan, planning_arguments
 from planner.cli.progress import CAPTURING, progress_on
-from planner.cli.questions import refuse_choices_for_a_plan
 from planner.formats import format_fraction, format_seconds
 
 if TYPE_CHECKING:
     from graph_capture.graph import Graph
     from planner.pictures.points import Point
-    from solvers.solution import Solution, Solver
+    from solvers.solution import Solution
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,12 @@ class Curve:
         return [*reference_points(self.graph, [row.budget_bytes for row in self.rows]), *self.beside]
 
 
-def solve_curve(options: argparse.Namespace, solver: Solver | None) -> Curve:
+def solve_curve(options: argparse.Namespace) -> Curve:
     """Solve every budget of the command line, for a plan's graph or for a model."""
     budgets = [parse_budget(budget) for budget in options.budgets]
-    if options.target.endswith(".json"):
-        return _of_plan(options, budgets, solver)
+    of_plan, arguments = is_plan(options), planning_arguments(options)
+    if of_plan:
+        return _of_plan(options.target, budgets, arguments)
     from planner.by_partitioner import RATIOS
     from planner.cli.factory import make
     from planner.pareto import pareto
@@ -82,14 +83,7 @@ def solve_curve(options: argparse.Namespace, solver: Solver | None) -> Curve:
             made.args,
             made.kwargs,
             loss_fn=made.loss_fn,
-            solver=solver,
-            device=options.device,
-            time_limit_seconds=options.time_limit,
-            gradient_accumulation=options.gradient_accumulation,
-            extra_bytes=options.extra,
-            costs=options.costs,
-            keep=options.keep,
-            recompute=options.recompute,
+            **arguments,
             memory_budgets=RATIOS,
             progress=listener,
         )
@@ -97,21 +91,23 @@ def solve_curve(options: argparse.Namespace, solver: Solver | None) -> Curve:
     return Curve(type(made.model).__name__, found.graph, found.eager_peak_bytes, rows, found.beside)
 
 
-def _of_plan(options: argparse.Namespace, budgets: Sequence[Budget], solver: Solver | None) -> Curve:
+def _of_plan(path: str, budgets: Sequence[Budget], arguments: Mapping[str, Any]) -> Curve:
     """Without the model and without torch: percentages are of the eager peak that the plan states."""
     from planner.plan_file import Plan
+    from planner.warm_start import schedules_of_start
     from solvers.auto import Auto
     from solvers.pareto import curve
+    from solvers.solution import with_time_limit
 
-    plan = Plan.load(options.target)
-    refuse_choices_for_a_plan(options)
-    limit = options.time_limit
-    solver = solver if solver is not None else Auto() if limit is None else Auto(time_limit_seconds=limit)
+    plan = Plan.load(path)
+    graph, start = plan.to_graph(), schedules_of_start(plan.to_graph(), arguments["start"])
+    solver, limit = arguments["solver"] or Auto(), arguments["time_limit_seconds"]
+    solver = solver if limit is None else with_time_limit(solver, limit)
     written = {budget.resolve(plan.eager_peak_bytes): str(budget) for budget in budgets}
     with progress_on(sys.stderr) as listener:
-        points = curve(plan.to_graph(), written, solver, listener)
+        points = curve(graph, written, solver, listener, start=start)
     rows = [Row(written[point.budget_bytes], point.budget_bytes, point.solution) for point in points]
-    return Curve(plan.model.class_name.rsplit(".", 1)[-1], plan.to_graph(), plan.eager_peak_bytes, rows)
+    return Curve(plan.model.class_name.rsplit(".", 1)[-1], graph, plan.eager_peak_bytes, rows)
 
 
 def curve_text(curve: Curve) -> str:

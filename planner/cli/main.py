@@ -14,14 +14,14 @@ no torch.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from planner._version import __version__
+from planner.cli.planning import add_planning, seconds
 
 OK, ERROR, INFEASIBLE, CHECK_FAILED = 0, 1, 2, 3
 INTERRUPTED = 130
@@ -38,25 +38,6 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(ERROR, f"{self.prog}: error: {message}\n")
-
-
-class _Extra(argparse.Action):
-    """Collects `LABEL=SIZE` into a dict of bytes by label."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
-    ) -> None:
-        from planner.budget import parse_budget
-        from planner.errors import BudgetError
-
-        label, equals, size = str(values).rpartition("=")
-        try:
-            size_bytes = parse_budget(size).size_bytes if equals and label else None
-        except BudgetError as error:
-            raise argparse.ArgumentError(self, str(error).replace("budget", "size", 1)) from error
-        if size_bytes is None:
-            raise argparse.ArgumentError(self, f"{values!r} is no LABEL=SIZE in bytes, such as headroom=512MiB")
-        setattr(namespace, self.dest, {**getattr(namespace, self.dest), label: size_bytes})
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -80,8 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--budget", required=True, help='bytes with a unit ("12GiB") or percent of eager\'s peak ("60%%")'
     )
     plan.add_argument("-o", "--output", metavar="PLAN", help="where to write the plan; without it, it is only shown")
-    _solving(plan)
-    _prices_and_pins(plan)
+    add_planning(plan)
 
     show = verbs.add_parser("show", parents=[common], help="what a plan decided, by module, and what fills its peak")
     show.add_argument("plan", metavar="PLAN", help="a plan file")
@@ -104,8 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=["90%", "80%", "70%", "60%", "50%", "40%"],
         help="each as for `plan` (default: 90%% to 40%% of eager's peak)",
     )
-    _solving(pareto)
-    _prices_and_pins(pareto)
+    add_planning(pareto)
     _pictures(pareto)
 
     check = verbs.add_parser("check", parents=[common], help="run one step with and without a plan, and compare")
@@ -126,8 +105,7 @@ def _questions(add_verb: Callable[..., argparse.ArgumentParser], common: _Parser
     smallest.add_argument(
         "target", metavar="PLAN_OR_FACTORY", help=f"a plan file, whose graph is used, or {_TARGET_HELP}"
     )
-    _solving(smallest)
-    _prices_and_pins(smallest)
+    add_planning(smallest)
 
     batch = add_verb("max-batch", parents=[common], help="the largest batch that fits, with its plan")
     batch.add_argument(
@@ -147,8 +125,7 @@ def _questions(add_verb: Callable[..., argparse.ArgumentParser], common: _Parser
         default="largest",
         help="the largest batch, or the one with the most samples per second by the cost model",
     )
-    _solving(batch)
-    _prices_and_pins(batch)
+    add_planning(batch, start=False)
 
 
 def _exports(add_verb: Callable[..., argparse.ArgumentParser], common: _Parser) -> None:
@@ -177,49 +154,11 @@ def _certificates(add_verb: Callable[..., argparse.ArgumentParser], common: _Par
     certify.add_argument("plan", metavar="PLAN", help="a plan file")
     certify.add_argument("-o", "--output", metavar="CERTIFICATE", required=True, help="where to write the certificate")
     certify.add_argument(
-        "--time-limit", metavar="SECONDS", type=_seconds, default=60.0, help="for the search of a proof (default: 60)"
+        "--time-limit", metavar="SECONDS", type=seconds, default=60.0, help="for the search of a proof (default: 60)"
     )
 
     verify = add_verb("verify", parents=[common], help="check a certificate in exact arithmetic, without solvers")
     verify.add_argument("certificate", metavar="CERTIFICATE", help="a certificate file")
-
-
-def _solving(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--solver", metavar="NAME", help="see `checkpoint-planner solvers`; by default one is chosen")
-    verb.add_argument("--device", metavar="NAME", default="cpu", help="the device to plan for (default: cpu)")
-    verb.add_argument("--time-limit", metavar="SECONDS", type=_seconds, help="how long the solver may search")
-    verb.add_argument(
-        "--no-gradient-accumulation",
-        dest="gradient_accumulation",
-        action="store_false",
-        help="plan for one micro-batch per optimizer step only",
-    )
-
-
-def _prices_and_pins(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--costs",
-        choices=("roofline", "measured", "flops"),
-        default="roofline",
-        help="where the operators' seconds come from: a roofline of the device, measured on it, or FLOPs alone",
-    )
-    verb.add_argument(
-        "--extra",
-        action=_Extra,
-        default={},
-        metavar="LABEL=SIZE",
-        help='memory beside the step that the budget covers, too, such as "optimizer state=2GiB" or "headroom=512MiB"; '
-        "may be given several times",
-    )
-    for name, what in (("keep", "held until their last use"), ("recompute", "recomputed in the backward pass")):
-        verb.add_argument(
-            f"--{name}",
-            nargs="+",
-            action="extend",
-            default=[],
-            metavar="MODULE",
-            help=f'modules whose values are {what}, by name or pattern ("h.*.attn")',
-        )
 
 
 def _pictures(verb: argparse.ArgumentParser) -> None:
@@ -265,13 +204,3 @@ def _report(error: Exception) -> int:
         text = f"{type(error).__name__}: {text} (--traceback shows where)"
     sys.stderr.write(f"checkpoint-planner: {text}\n")
     return INFEASIBLE if isinstance(error, InfeasibleBudgetError) else ERROR
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write seconds, such as 60")
-    return seconds

@@ -9,56 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 from planner.budget import format_bytes
 from planner.cli.paths import check_output
+from planner.cli.planning import is_plan, planning_arguments
 from planner.cli.progress import CAPTURING, progress_on
-from planner.errors import PlannerError
 from planner.formats import format_fraction
 
 if TYPE_CHECKING:
     from planner.max_batch_size import MaxBatchSize
     from solvers.minimum_budget import MinimumBudget
-    from solvers.solution import Solver
 
 
-def solve_minimum(options: argparse.Namespace, solver: Solver | None, device: str) -> MinimumBudget:
+def solve_minimum(options: argparse.Namespace) -> MinimumBudget:
     """The smallest budget of a model, or of a plan's graph."""
-    seconds = 60.0 if options.time_limit is None else options.time_limit
-    if options.target.endswith(".json"):
+    of_plan, arguments = is_plan(options), planning_arguments(options, default_seconds=60.0)
+    if of_plan:
         from planner.plan_file import Plan
+        from planner.warm_start import schedules_of_start
         from solvers.minimum_budget import minimum_budget as smallest_peak
 
-        refuse_choices_for_a_plan(options)
-        graph = Plan.load(options.target).to_graph()
+        graph, limit = Plan.load(options.target).to_graph(), arguments["time_limit_seconds"]
+        start = schedules_of_start(graph, arguments["start"])
         with progress_on(sys.stderr) as listener:
-            return smallest_peak(graph, solver, time_limit_seconds=seconds, progress=listener)
+            return smallest_peak(graph, arguments["solver"], time_limit_seconds=limit, start=start, progress=listener)
     from planner.cli.factory import make
     from planner.minimum_budget import minimum_budget
 
     made = make(options.target)
     with progress_on(sys.stderr, CAPTURING) as listener:
-        return minimum_budget(
-            made.model,
-            made.args,
-            made.kwargs,
-            loss_fn=made.loss_fn,
-            solver=solver,
-            device=device,
-            time_limit_seconds=seconds,
-            gradient_accumulation=options.gradient_accumulation,
-            extra_bytes=options.extra,
-            costs=options.costs,
-            keep=options.keep,
-            recompute=options.recompute,
-            progress=listener,
-        )
-
-
-def refuse_choices_for_a_plan(options: argparse.Namespace) -> None:
-    """Raise :class:`~planner.errors.PlannerError` where a plan is given together with what it has settled already."""
-    if options.keep or options.recompute or options.extra or options.costs != "roofline":
-        raise PlannerError(
-            f"{options.target} is a plan, whose pins and prices are settled: --keep, --recompute, --extra and --costs "
-            "go with FILE_OR_MODULE:FACTORY"
-        )
+        return minimum_budget(made.model, made.args, made.kwargs, loss_fn=made.loss_fn, **arguments, progress=listener)
 
 
 def minimum_text(found: MinimumBudget) -> str:
@@ -80,12 +57,13 @@ def minimum_data(found: MinimumBudget) -> dict[str, Any]:
     return {**{name: getattr(found, name) for name in names}, "gap": found.gap}
 
 
-def solve_batch(options: argparse.Namespace, solver: Solver | None, device: str) -> MaxBatchSize:
+def solve_batch(options: argparse.Namespace) -> MaxBatchSize:
     """The largest batch of a model whose factory returns `(model, make_inputs)`."""
     check_output(options.output, "the plan")
     from planner.cli.factory import make_for_batches
     from planner.max_batch_size import LIMIT, SECONDS_PER_BATCH, max_batch_size
 
+    arguments = planning_arguments(options, default_seconds=SECONDS_PER_BATCH)
     made = make_for_batches(options.target)
     with progress_on(sys.stderr, CAPTURING) as listener:
         return max_batch_size(
@@ -93,14 +71,7 @@ def solve_batch(options: argparse.Namespace, solver: Solver | None, device: str)
             options.budget,
             made.make_inputs,
             loss_fn=made.loss_fn,
-            solver=solver,
-            device=device,
-            time_limit_seconds=SECONDS_PER_BATCH if options.time_limit is None else options.time_limit,
-            gradient_accumulation=options.gradient_accumulation,
-            extra_bytes=options.extra,
-            costs=options.costs,
-            keep=options.keep,
-            recompute=options.recompute,
+            **arguments,
             max_overhead=None if options.max_overhead is None else options.max_overhead / 100,
             multiple_of=options.multiple_of,
             limit=LIMIT if options.limit is None else options.limit,

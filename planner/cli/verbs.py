@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from planner.cli.main import CHECK_FAILED, OK
 from planner.cli.paths import check_output
-from planner.errors import CertificateError, NoScheduleError, PlannerError
+from planner.cli.planning import planning_arguments
+from planner.errors import CertificateError, NoScheduleError
 
 if TYPE_CHECKING:
     from planner.certificate.verify import CertificateReport
     from planner.plan_file import Plan
-    from solvers.solution import Solver
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -29,8 +29,7 @@ def plan(options: argparse.Namespace) -> int:
     # Whatever can be wrong is looked at before the minutes that a solver may take.
     budget = parse_budget(options.budget)
     check_output(options.output, "the plan")
-    device = _device(options.device)
-    solver = _solver(options)
+    arguments = planning_arguments(options)
     from planner.api import plan as make_plan
 
     made = make(options.target)
@@ -42,14 +41,7 @@ def plan(options: argparse.Namespace) -> int:
                 made.args,
                 made.kwargs,
                 loss_fn=made.loss_fn,
-                solver=solver,
-                device=device,
-                time_limit_seconds=options.time_limit,
-                gradient_accumulation=options.gradient_accumulation,
-                extra_bytes=options.extra,
-                costs=options.costs,
-                keep=options.keep,
-                recompute=options.recompute,
+                **arguments,
                 progress=listener,
             )
     except NoScheduleError as error:
@@ -109,12 +101,9 @@ def pareto(options: argparse.Namespace) -> int:
     from planner.cli import pictures
 
     pictures.check_paths(options)
-    device = _device(options.device)
-    solver = _solver(options)
     from planner.cli.curve import curve_data, curve_text, solve_curve
 
-    options.device = device
-    curve = solve_curve(options, solver)
+    curve = solve_curve(options)
     if options.json:
         _print_json(curve_data(curve))
     else:
@@ -125,10 +114,9 @@ def pareto(options: argparse.Namespace) -> int:
 
 def minimum_budget(options: argparse.Namespace) -> int:
     """Look for the smallest budget that works."""
-    device, solver = _device(options.device), _solver(options)
     from planner.cli.questions import minimum_data, minimum_text, solve_minimum
 
-    found = solve_minimum(options, solver, device)
+    found = solve_minimum(options)
     if options.json:
         _print_json(minimum_data(found))
     else:
@@ -138,11 +126,10 @@ def minimum_budget(options: argparse.Namespace) -> int:
 
 def max_batch(options: argparse.Namespace) -> int:
     """Look for the largest batch that fits."""
-    device, solver = _device(options.device), _solver(options)
     from planner.cli.questions import batch_data, batch_text, solve_batch
 
     try:
-        found = solve_batch(options, solver, device)
+        found = solve_batch(options)
     except NoScheduleError as error:
         if options.json:
             _print_json(_no_schedule(error))
@@ -256,23 +243,6 @@ def solvers(options: argparse.Namespace) -> int:
     else:
         print(columns([("solver", "searches", "what it is"), *((n, c.split(":")[0], d) for n, c, d in rows)]))
     return OK
-
-
-def _solver(options: argparse.Namespace) -> Solver | None:
-    from solvers.registry import solver_class
-
-    return solver_class(options.solver)() if options.solver else None
-
-
-def _device(name: str) -> str:
-    from graph_capture.devices import device_by_name
-
-    if name == "cuda":  # the card at hand: which one it is, capturing finds out
-        return name
-    try:
-        return device_by_name(name).name
-    except ValueError as error:
-        raise PlannerError(str(error)) from error
 
 
 def _summary(planned: Plan) -> dict[str, Any]:

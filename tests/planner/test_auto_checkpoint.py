@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from planner import BudgetError, InfeasibleBudgetError, Plan, auto_checkpoint
-from solvers import Auto
+from planner import BudgetError, InfeasibleBudgetError, InvalidPlanError, Plan, auto_checkpoint, plan
+from solvers import Auto, ChenGreedy
 from tests.models import MODELS
 
 QUICK = Auto(time_limit_seconds=60.0, work_limit=3)
@@ -63,3 +63,21 @@ def test_state_dict_and_class_stay() -> None:
     model(*given.args, **given.kwargs)["loss"].backward()
     assert list(model.state_dict()) == keys
     assert type(model) is kind
+
+
+def test_the_first_plan_starts_from_an_earlier_one() -> None:
+    given = MODELS["returns_dict"]()
+    first = plan(given.model, "65%", given.args, given.kwargs, solver=ChenGreedy())
+    plans: list[Plan] = []
+    quick = Auto(time_limit_seconds=60.0, work_limit=1)
+    model = auto_checkpoint(given.model, first.budget_bytes, on_plan=plans.append, solver=quick, start=first)
+    model(*given.args, **given.kwargs)["loss"].backward()
+    assert plans[0].overhead <= first.overhead
+
+
+def test_a_start_of_another_step_is_refused_at_the_first_step() -> None:
+    foreign = plan(torch.nn.Linear(8, 8), "200%", (torch.ones(4, 8),), loss_fn=torch.sum)
+    given = MODELS["returns_dict"]()
+    model = auto_checkpoint(given.model, "60%", solver=QUICK, start=foreign)
+    with pytest.raises(InvalidPlanError, match=r"but a plan for torch\.nn\.modules\.linear\.Linear"):
+        model(*given.args, **given.kwargs)

@@ -16,6 +16,8 @@ from planner.cli.factory import make
 from planner.cli.main import CHECK_FAILED, ERROR, INFEASIBLE, INTERRUPTED, OK, main
 from planner.errors import FactoryError, InfeasibleBudgetError
 from planner.plan_file import Plan
+from solvers.checkmate import Checkmate
+from solvers.store_all import StoreAll
 from tests.planner.plans import chain, make_plan, plan_fields
 
 ROOT = Path(__file__).parents[2]
@@ -294,7 +296,45 @@ def test_plan_leaves_the_solver_to_the_planner(factory_file: Path, planned: list
     assert planned[0]["solver"] is None
     assert planned[0]["time_limit_seconds"] is None
     assert planned[0]["gradient_accumulation"] is True
+    assert planned[0]["start"] is None
     assert planned[0]["progress"] is None  # nobody looks: stderr is no terminal
+
+
+def test_plan_starts_from_a_plan(
+    factory_file: Path, plan_path: Path, planned: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["plan", f"{factory_file}:make", "--budget", "1GiB", "--start"]
+    assert main([*arguments, str(plan_path)]) == OK
+    assert planned[0]["start"] == make_plan()
+    assert main([*arguments, str(factory_file)]) == ERROR
+    assert f"{factory_file}: the file is not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [["pareto"], ["minimum-budget", "--time-limit", "60"]])
+def test_a_start_for_a_plans_graph(
+    verb: list[str], plan_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = tmp_path / "foreign.json"
+    make_plan(**plan_fields(chain(4))).save(foreign)
+    arguments = [*verb, str(plan_path), "--json", "--start"]
+    assert main([*arguments, str(plan_path)]) == OK
+    capsys.readouterr()
+    assert main([*arguments, str(foreign)]) == ERROR
+    assert "`start` is no schedule of this training step, but a plan for models.Chain" in capsys.readouterr().err
+
+
+def test_a_time_limit_is_for_the_named_solver_of_a_plans_graph(
+    plan_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def solve(self: Any, graph: Any, budget_bytes: int, hints: Any) -> Any:
+        asked.append(self)
+        return StoreAll().solve(graph, budget_bytes)
+
+    monkeypatch.setattr(Checkmate, "solve", solve)
+    assert main(["pareto", str(plan_path), "--solver", "checkmate", "--time-limit", "7", "--budgets", "100%"]) == OK
+    assert [solver.time_limit_seconds for solver in asked] == [7.0]
 
 
 def test_plan_as_json(factory_file: Path, planned: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:

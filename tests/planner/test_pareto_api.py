@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from graph_capture.graph import Graph
 from planner import InfeasibleBudgetError, InvalidPlanError, Pareto, minimum_budget, pareto, plan, rewrite
 from solvers import Auto, ChenGreedy, Progress, SnapshotRefinement
+from solvers.hints import NO_HINTS, Hints
+from solvers.schedule import Schedule
+from solvers.simulator import simulate
+from solvers.solution import Solution
+from solvers.store_all import StoreAll
 from tests.models import Perceptron, features
 from tests.solvers.random_graphs import training_chain
 
@@ -93,6 +99,29 @@ def test_a_start_of_another_model_is_refused() -> None:
     foreign = plan(nn.Sequential(nn.Linear(8, 8)), "200%", (torch.ones(4, 8),), loss_fn=torch.sum)
     with pytest.raises(InvalidPlanError, match="`start` is no schedule of this training step"):
         plan(model, "75%", (features(),), loss_fn=step, start=foreign)
+
+
+def test_a_file_name_is_no_start() -> None:
+    with pytest.raises(InvalidPlanError, match=r"`start` is 'p.json', neither a Plan nor a Schedule"):
+        plan(Perceptron(), "75%", (features(),), loss_fn=step, start="p.json")  # type: ignore[arg-type]
+
+
+def test_a_curve_and_the_smallest_budget_start_from_a_schedule() -> None:
+    graph = training_chain(10)
+    store_all = simulate(graph, Schedule.store_all(graph)).peak_bytes
+    known = ChenGreedy().solve(graph, store_all * 7 // 10).schedule
+    assert known is not None
+    peak = simulate(graph, known).peak_bytes
+    seen: list[tuple[Schedule, ...]] = []
+
+    class Noting(StoreAll):
+        def solve(self, graph: Graph, budget_bytes: int, hints: Hints = NO_HINTS) -> Solution:
+            seen.append(hints.schedules)
+            return super().solve(graph, budget_bytes, hints)
+
+    pareto(graph, ["90%", "100%"], solver=Noting(), start=known)
+    assert [known in schedules for schedules in seen] == [True, True]
+    assert minimum_budget(graph, solver=StoreAll(), time_limit_seconds=60.0, start=known).peak_bytes <= peak
 
 
 def test_progress_is_told() -> None:
