@@ -24,11 +24,12 @@ from planner.budget import Budget, format_bytes, parse_budget
 from planner.describe import describe_model
 from planner.errors import NoScheduleError, UnsupportedModelError
 from planner.measure import loss_of
+from planner.pins import NO_PINS, Pins, check_matches, matching, pinned
 from planner.plan_file import Plan
 from planner.ranks import refuse_wrapper
 from solvers.auto import Auto
 from solvers.schedule import Schedule
-from solvers.simulator import simulate
+from solvers.simulator import simulate_store_all
 from solvers.solution import Solution, Solver
 
 ROUNDS = 6
@@ -42,20 +43,32 @@ class _Kind:
     captured: Capture
     block: nn.Module
     names: tuple[str, ...]
+    pins: Pins = NO_PINS
 
     @property
     def store_all(self) -> BlockMemory:
         """What a block needs without recomputation."""
-        return BlockMemory.of(self.captured.graph, Schedule.store_all(self.captured.graph))
+        free = self.captured.graph.without_released
+        return BlockMemory.of(free, Schedule.store_all(free))
+
+    def pinned(self, pins: Pins) -> _Kind:
+        """The same blocks, with those of the pins that name a module inside of them."""
+        mine = matching(self.captured.graph, pins)
+        captured = dataclasses.replace(self.captured, graph=pinned(self.captured.graph, mine))
+        return dataclasses.replace(self, captured=captured, pins=mine)
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One kept fraction: a solution for each kind of block, within the limit that its graph states."""
+    """One limit of the kept fraction: a solution for each kind of block, within the limit that its graph states.
+
+    `kept_fraction` is what the blocks do keep; where modules are pinned that may be less than the limit allows.
+    """
 
     fraction: float
     limited: tuple[tuple[Graph, int, Solution], ...]
     peak_bytes: int
+    kept_fraction: float
 
 
 def search(
@@ -71,6 +84,7 @@ def search(
     solver: Solver | None,
     device: str | None,
     extra_bytes: dict[str, int],
+    pins: Pins,
 ) -> BlockPlans:
     """See :func:`planner.blocks.plan_blocks`."""
     wanted, solver = parse_budget(budget), solver or Auto()
@@ -78,28 +92,28 @@ def search(
     refuse_wrapper(module)
     names = tuple(names) if names is not None else find_blocks(module)
     step = _Step.of(module, args, kwargs, names, loss_fn, param_dtype, device)
+    check_matches([kind.captured.graph for kind in step.kinds], pins, whose=" inside of a block")
+    kinds = [kind.pinned(pins) for kind in step.kinds]
     fixed = with_declared(_fixed_lines(module, args, kwargs, names, shards, param_dtype), extra_bytes)
 
     def peak_with(memories: Mapping[str, BlockMemory]) -> int:
         return sum(fixed.values()) + step.peak_bytes(memories, gradients_stay=shards == 1)
 
-    store_all = peak_with({name: kind.store_all for kind in step.kinds for name in kind.names})
+    store_all = peak_with({name: kind.store_all for kind in kinds for name in kind.names})
     budget_bytes = wanted.resolve(store_all)
     started = time.perf_counter()
-    best = _bisect(step.kinds, solver, peak_with, budget_bytes)
+    best = _bisect(kinds, solver, peak_with, budget_bytes)
     seconds = time.perf_counter() - started
-    plans = [
-        _plan(kind, module, limited, solver, seconds) for kind, limited in zip(step.kinds, best.limited, strict=True)
-    ]
-    weights = [len(kind.names) * kind.captured.graph.step_seconds for kind in step.kinds]
+    plans = [_plan(kind, module, limited, solver, seconds) for kind, limited in zip(kinds, best.limited, strict=True)]
+    weights = [len(kind.names) * kind.captured.graph.step_seconds for kind in kinds]
     overhead = sum(w * plan.overhead for w, plan in zip(weights, plans, strict=True)) / sum(weights)
     return BlockPlans(
         plans=tuple(plans),
-        plan_of_block={name: i for i, kind in enumerate(step.kinds) for name in kind.names},
+        plan_of_block={name: i for i, kind in enumerate(kinds) for name in kind.names},
         budget_bytes=budget_bytes,
         predicted_peak_bytes=best.peak_bytes,
         covers=(*fixed.items(), ("activations, gradients, temporaries", best.peak_bytes - sum(fixed.values()))),
-        kept_fraction=best.fraction,
+        kept_fraction=best.kept_fraction,
         overhead=overhead,
     )
 
@@ -194,6 +208,7 @@ def _bisect(
 ) -> _Attempt:
     """The largest kept fraction that fits; raises :class:`~planner.errors.NoScheduleError` if none does."""
     smallest: int | None = None
+    keepable = sum(len(kind.names) * kind.store_all.saved_bytes for kind in kinds)
 
     def attempt(fraction: float) -> _Attempt | None:
         limited = [_solve(kind, solver, fraction) for kind in kinds]
@@ -203,7 +218,8 @@ def _bisect(
                 return None
             memory = BlockMemory.of(kind.captured.graph, solution.schedule)
             memories |= dict.fromkeys(kind.names, memory)
-        return _Attempt(fraction, tuple(limited), peak_with(memories))
+        kept = sum(memory.saved_bytes for memory in memories.values())
+        return _Attempt(fraction, tuple(limited), peak_with(memories), kept / keepable if keepable else 1.0)
 
     best, low, high = None, 0.0, 1.0
     for number in range(ROUNDS + 1):
@@ -222,6 +238,8 @@ def _bisect(
             high = fraction
     if best is None:
         known = f" The smallest peak that was found is {format_bytes(smallest)}." if smallest is not None else ""
+        if any(kind.pins for kind in kinds):
+            known += " The modules pinned by keep= and recompute= count: without them less may do."
         raise NoScheduleError(
             f"no plan of the blocks keeps a step within {format_bytes(budget_bytes)}.{known} Raise the budget, shard "
             "over more ranks, or make the step smaller (batch size, sequence length, dtype).",
@@ -234,19 +252,28 @@ def _solve(kind: _Kind, solver: Solver, fraction: float) -> tuple[Graph, int, So
     """Solve for one block that keeps at most a fraction of what it would keep.
 
     The limit is put into the graph as workspace of the loss, which runs while nothing but the kept values is there;
-    otherwise the block may use what it needs without recomputation.
+    otherwise the block may use what it needs without recomputation. Where pins ask for more than that, it may use what
+    running its forward again right after the turn needs.
     """
     graph = kind.captured.graph
-    store_all = simulate(graph, Schedule.store_all(graph))
+    store_all = simulate_store_all(graph)
     position = next(i for i, o in enumerate(graph.operators) if o.phase == "loss")
-    spare = store_all.peak_bytes - store_all.timeline_bytes[position]
-    released = int((1.0 - fraction) * kind.store_all.saved_bytes)
+    kept_bytes = store_all.timeline_bytes[position] - int((1.0 - fraction) * kind.store_all.saved_bytes)
     loss = graph.operators[position]
-    limit = dataclasses.replace(loss, workspace_bytes=loss.workspace_bytes + spare + released)
-    limited = dataclasses.replace(
-        graph, operators=(*graph.operators[:position], limit, *graph.operators[position + 1 :])
-    )
-    return limited, store_all.peak_bytes, solver.solve(limited, store_all.peak_bytes)
+
+    def within(budget_bytes: int) -> tuple[Graph, int, Solution]:
+        limit = dataclasses.replace(loss, workspace_bytes=loss.workspace_bytes + budget_bytes - kept_bytes)
+        limited = dataclasses.replace(
+            graph, operators=(*graph.operators[:position], limit, *graph.operators[position + 1 :])
+        )
+        return limited, budget_bytes, solver.solve(limited, budget_bytes)
+
+    found = within(store_all.peak_bytes)
+    if found[2].schedule is not None or not graph.released:
+        return found
+    # Beside what a first run has in memory: the gradients of the outputs, and what may be held over the turn.
+    beside = [v for v, value in enumerate(graph.values) if v not in graph.released and value.producer <= position]
+    return within(store_all.peak_bytes + sum(graph.values[v].size_bytes for v in beside))
 
 
 def _plan(kind: _Kind, module: nn.Module, limited: tuple[Graph, int, Solution], solver: Solver, seconds: float) -> Plan:
@@ -256,11 +283,15 @@ def _plan(kind: _Kind, module: nn.Module, limited: tuple[Graph, int, Solution], 
         "the other blocks leave no room for"
     )
     captured = dataclasses.replace(
-        kind.captured, graph=graph, eager_peak_bytes=budget_bytes, notes=(share, *kind.captured.notes),
+        kind.captured,
+        graph=graph,
+        eager_peak_bytes=simulate_store_all(kind.captured.graph).peak_bytes,
         eager_peak_source="the block's peak without recomputation",
-    )  # fmt: skip
+        notes=(share, *kind.captured.notes),
+    )
     original = module.get_submodule(kind.names[0])
-    return plan_of(original, captured, parse_budget(budget_bytes), budget_bytes, solution, solver, seconds)
+    wanted = parse_budget(budget_bytes)
+    return plan_of(original, captured, wanted, budget_bytes, solution, solver, seconds, pins=kind.pins)
 
 
 def _fixed_lines(

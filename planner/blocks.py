@@ -27,6 +27,7 @@ from torch import nn
 from planner.budget import Budget, format_bytes
 from planner.decide import OnChange
 from planner.errors import PlanFileError, PlanMismatchError
+from planner.pins import Patterns, pins_of
 from planner.plan_file import Plan
 from solvers.solution import Solver
 
@@ -110,6 +111,8 @@ def plan_blocks(
     solver: Solver | None = None,
     device: str | None = None,
     extra_bytes: Mapping[str, int] | None = None,
+    keep: Patterns = (),
+    recompute: Patterns = (),
 ) -> BlockPlans:
     """Plan each block of `model` so that a step of the whole model is within `budget`; before `fully_shard`.
 
@@ -124,6 +127,8 @@ def plan_blocks(
       one that runs, the next one, and the buffer they are gathered in) and the gradients that are being reduced are
       counted by a bound.
     - `param_dtype`: that of FSDP's `MixedPrecisionPolicy`: parameters and inputs of the blocks have it while they run.
+    - `keep`, `recompute`: as in :func:`planner.plan`, but with the names of modules inside of a block: `"attn"` for
+      `h.0.attn`, `h.1.attn` and so on. Where blocks differ, a pattern counts in those that have such a module.
 
     Nothing is run and no activation is allocated. Raises as :func:`planner.plan` does, and
     :class:`~planner.errors.UnsupportedModelError` if the model has no blocks that can be found.
@@ -142,4 +147,5 @@ def plan_blocks(
         solver=solver,
         device=device,
         extra_bytes=dict(extra_bytes or {}),
+        pins=pins_of(keep, recompute),
     )

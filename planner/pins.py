@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -94,7 +94,7 @@ def pinned(graph: Graph, pins: Pins, *, strict: bool = True) -> Graph:
     graph = unpinned(graph)
     decisions = decisions_of(graph, pins)
     if strict:
-        _check_matches(graph, pins)
+        check_matches([graph], pins)
     operators = tuple(
         dataclasses.replace(o, recomputable=False, keep_reason=f"{ASKED_FOR} {d.pattern!r}")
         if o.recomputable and d is not None and d.kind == "keep"
@@ -173,19 +173,42 @@ def _decide(module: str, pins: Pins) -> Decision | None:
     return innermost[0]
 
 
-def _check_matches(graph: Graph, pins: Pins) -> None:
-    modules = {o.module for o in graph.operators if o.phase == "forward"}
+def matching(graph: Graph, pins: Pins) -> Pins:
+    """The pins without those patterns that match no module of `graph`."""
+    modules = _modules(graph)
+    found = {pattern for _, pattern in pins.patterns() if _matches(pattern, modules)}
+    return Pins(
+        keep=tuple(p for p in pins.keep if p in found), recompute=tuple(p for p in pins.recompute if p in found)
+    )
+
+
+def check_matches(graphs: Iterable[Graph], pins: Pins, *, whose: str = "") -> None:
+    """Raise :class:`~planner.errors.PinError` for a pattern that matches no module in any of the graphs.
+
+    **Arguments:**
+
+    - `whose`: whose modules they are, for the message, where that is not the whole model.
+    """
+    modules = {module for graph in graphs for module in _modules(graph)}
     names = sorted({path for module in modules for path in _around(module)} - {""})
     for kind, pattern in pins.patterns():
-        if any(place_of(pattern, module) is not None for module in modules):
+        if _matches(pattern, modules):
             continue
         last = pattern.replace("*", "").strip(".").rpartition(".")[2]
         near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.5)
         near = near or [name for name in names if last and last.lower() in name.lower()][:5] or names[:5]
         raise PinError(
-            f"{kind}={pattern!r} matches no module that computes anything in the forward pass; near it: "
-            f"{', '.join(near) or 'nothing, the model has no submodules'}"
+            f"{kind}={pattern!r} matches no module{whose} that computes anything in the forward pass; near it: "
+            f"{', '.join(near) or 'nothing, there are no submodules'}"
         )
+
+
+def _modules(graph: Graph) -> set[str]:
+    return {o.module for o in graph.operators if o.phase == "forward"}
+
+
+def _matches(pattern: str, modules: Iterable[str]) -> bool:
+    return any(place_of(pattern, module) is not None for module in modules)
 
 
 def _is_released(graph: Graph, decisions: Sequence[Decision | None], value: int) -> bool:

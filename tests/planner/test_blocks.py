@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from planner import (
     BlockPlans,
     NoScheduleError,
+    PinError,
     PlanFileError,
     PlanMismatchError,
     UnsupportedModelError,
@@ -19,6 +21,8 @@ from planner import (
     plan_blocks,
     rewrite,
 )
+from planner.pins import Pins
+from planner.report.lifetimes import alive_after_forward
 from solvers.auto import Auto
 from solvers.store_all import StoreAll
 from tests.planner.two_ranks import Block, Stack, stack, tokens
@@ -100,6 +104,65 @@ def test_a_result_that_was_made_in_place_is_no_view() -> None:
     expected.mul_(2)
     (given_gradient,), (gradient,) = (torch.autograd.grad(y.sum(), x) for y in (given, expected))
     assert torch.equal(given_gradient, gradient)
+
+
+def test_pins_name_modules_inside_of_the_blocks() -> None:
+    plans = plan_blocks(stack(), "1GiB", (tokens(0),), solver=QUICK, keep="drop", recompute=["*"])
+    free = plan_blocks(stack(), "1GiB", (tokens(0),), solver=StoreAll())
+    (made,) = plans.plans
+    assert made.pins == Pins(keep=("drop",), recompute=("*",))
+    graph, schedule = made.to_graph(), made.to_schedule()
+    assert graph.released
+    assert alive_after_forward(graph, schedule).isdisjoint(graph.released)
+    runs = Counter(schedule.order)
+    assert [runs[i] for i, o in enumerate(graph.operators) if o.module == "drop" and o.phase == "forward"] == [1]
+    assert plans.overhead > 0
+    assert plans.kept_fraction < free.kept_fraction == 1.0
+    assert plans.predicted_peak_bytes < free.predicted_peak_bytes
+    plain, model = stack(), stack()
+    plans.rewrite(model, on_change="error")
+    for one in (plain, model):
+        torch.manual_seed(0)
+        one(tokens(0)).backward()
+    for a, b in zip(plain.parameters(), model.parameters(), strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert torch.equal(a.grad, b.grad)
+    assert measure_step(model, tokens(0)).peak_bytes <= plans.predicted_peak_bytes
+
+
+def test_a_pin_counts_where_blocks_have_such_a_module() -> None:
+    model = stack()
+    model.blocks[1] = _Wide(32)
+    plans = plan_blocks(model, "1GiB", (tokens(0),), blocks=["blocks.0", "blocks.1"], solver=QUICK, keep="out")
+    assert [plans.plan(f"blocks.{i}").pins.keep for i in range(2)] == [(), ("out",)]
+    with pytest.raises(PinError, match=r"keep='blocks\.\*\.up' matches no module inside of a block .*near it: up"):
+        plan_blocks(stack(), "1GiB", (tokens(0),), keep="blocks.*.up")
+    with pytest.raises(NoScheduleError, match=r"pinned by keep= and recompute= count"):
+        plan_blocks(stack(), "85%", (tokens(0),), solver=QUICK, keep="*")
+
+
+def test_pins_that_need_more_than_the_block_without_recomputation() -> None:
+    """The forward's peak is a wide intermediate; a second one comes on top of the gradient of the result."""
+    model = stack()
+    model.blocks[0] = _Wide(32)
+    plans = plan_blocks(model, "1GiB", (tokens(0),), blocks=["blocks.0"], solver=QUICK, recompute="*")
+    (made,) = plans.plans
+    assert made.predicted_peak_bytes > made.eager_peak_bytes
+    assert made.overhead > 0
+    plans.rewrite(model, on_change="error")
+    assert measure_step(model, tokens(0)).peak_bytes <= plans.predicted_peak_bytes
+
+
+class _Wide(nn.Module):
+    """Repeats its input sixteen times on the way; nothing of that is needed by the backward."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.stack([x] * 16).sum(0).tanh())
 
 
 def test_what_cannot_be_planned(plans: BlockPlans) -> None:
