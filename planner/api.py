@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from graph_capture.capture import Capture, capture
-from graph_capture.costs import Costs
+from graph_capture.costs import Costs, default_costs
 from graph_capture.devices import Device
 from graph_capture.graph import Graph
 from graph_capture.inputs import resolve_inputs
@@ -91,7 +91,7 @@ def plan(
     if time_limit_seconds is not None:
         solver = with_time_limit(solver, time_limit_seconds)
     pins = pins_of(keep, recompute)
-    chosen: Costs = costs or ("measured" if device == "cuda" else "roofline")
+    chosen = costs or default_costs(device)
     module, captured, capture_seconds = capture_with_peak(
         model,
         example_inputs,

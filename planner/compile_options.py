@@ -6,13 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from graph_capture.costs import Costs, default_costs
+from graph_capture.devices import Device, device_by_name
 from planner.budget import Budget, parse_budget
 from planner.errors import RewriteError
 from planner.pins import Pins, pins_of
 from planner.plan_file import Plan
 from solvers.auto import Auto
+from solvers.hints import Progress
+from solvers.schedule import Schedule
 from solvers.solution import Solver, with_time_limit
 
 
@@ -28,8 +32,9 @@ class CompileOptions(BaseModel):
       not given, since a plan that would be left aside is a mistake.
     - `compiler`: as in :func:`planner.rewrite`.
     - `on_plan`: called with the plan that was made for the budget.
-    - `device`, `solver`, `time_limit_seconds`, `gradient_accumulation`, `extra_bytes`, `keep`, `recompute`: as in
-      :func:`planner.plan`.
+    - `start`: as in :func:`planner.plan`, or the path of a plan's file.
+    - `device`, `costs`, `solver`, `time_limit_seconds`, `gradient_accumulation`, `extra_bytes`, `keep`, `recompute`,
+      `progress`: as in :func:`planner.plan`. They go with a budget; a plan has been made with its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -39,23 +44,36 @@ class CompileOptions(BaseModel):
     on_change: Literal["replan", "error"] = "error"
     compiler: Literal["eager", "inductor"] = "eager"
     on_plan: Callable[[Plan], None] | None = None
-    device: str | None = None
+    device: str | Device | None = None
+    costs: Costs | None = None
     solver: Solver | None = None
     time_limit_seconds: float | None = None
     gradient_accumulation: bool = True
     extra_bytes: dict[str, int] = Field(default_factory=dict)
     keep: str | Sequence[str] = ()
     recompute: str | Sequence[str] = ()
+    start: Plan | Schedule | str | Path | None = None
+    progress: Callable[[Progress], None] | None = None
+
+    @field_validator("device")
+    @classmethod
+    def _known(cls, device: str | Device | None) -> str | Device | None:
+        return device if device in (None, "cuda") else device_by_name(device)
 
     @property
     def given_plan(self) -> Plan | None:
         """The plan that was given, read from its file if it is a path."""
-        if not isinstance(self.plan, (str, Path)):
-            return self.plan
-        try:
-            return Plan.load(self.plan)
-        except OSError as error:
-            raise RewriteError(f"option 'plan' of torch.compile(backend='checkpoint_planner'): {error}") from error
+        return _load("plan", self.plan) if isinstance(self.plan, (str, Path)) else self.plan
+
+    @property
+    def given_start(self) -> Plan | Schedule | None:
+        """What the search starts from, read from its file if it is a path."""
+        return _load("start", self.start) if isinstance(self.start, (str, Path)) else self.start
+
+    @property
+    def chosen_costs(self) -> Costs:
+        """Where the operators' seconds come from."""
+        return self.costs or default_costs(self.device)
 
     @property
     def pins(self) -> Pins:
@@ -73,6 +91,13 @@ class CompileOptions(BaseModel):
         """The solver, with its time limit."""
         solver = self.solver or Auto()
         return solver if self.time_limit_seconds is None else with_time_limit(solver, self.time_limit_seconds)
+
+
+_MADE_WITH = (
+    *("device", "costs", "solver", "time_limit_seconds", "gradient_accumulation", "extra_bytes", "keep", "recompute"),
+    *("start", "progress"),
+)
+"""What a plan has been made with: these options go with a budget."""
 
 
 def read_options(given: Mapping[str, Any] | None, mode: str | None) -> CompileOptions:
@@ -94,9 +119,17 @@ def read_options(given: Mapping[str, Any] | None, mode: str | None) -> CompileOp
             "torch.compile(backend='checkpoint_planner') needs options={'budget': '12GiB'} or options={'plan': plan}, "
             "and not both"
         )
-    if options.plan is not None and options.pins:
+    ignored = [name for name in _MADE_WITH if name in options.model_fields_set]
+    if options.plan is not None and ignored:
         raise RewriteError(
-            "options 'keep' and 'recompute' of torch.compile(backend='checkpoint_planner') go with a budget: a plan "
-            "has its own pins, plan(model, budget, keep=..., recompute=...) makes it"
+            f"options {', '.join(ignored)} of torch.compile(backend='checkpoint_planner') go with a budget: a plan has "
+            f"its own pins, prices and memory lines, plan(model, budget, {ignored[0]}=...) makes it"
         )
     return options
+
+
+def _load(option: str, path: str | Path) -> Plan:
+    try:
+        return Plan.load(path)
+    except OSError as error:
+        raise RewriteError(f"option {option!r} of torch.compile(backend='checkpoint_planner'): {error}") from error

@@ -22,23 +22,24 @@ from graph_capture.capture import (
     with_declared,
     workspace_model,
 )
-from graph_capture.costs import Roofline
-from graph_capture.devices import device_by_name
+from graph_capture.costs import cost_model
 from graph_capture.eager import eager_peak_bytes
 from graph_capture.fake import fake_tensor
 from graph_capture.graph import Graph
 from graph_capture.joint import Joint
 from graph_capture.loss import LossChoice
 from graph_capture.prepare import differentiable_outputs, example_value, output_nodes
-from graph_capture.target import device_of
+from graph_capture.target import device_of, target_of
 from planner.api import plan_of
 from planner.compile_options import CompileOptions
 from planner.decide import Decider
-from planner.errors import error_for_solution
+from planner.errors import CaptureError, error_for_solution
 from planner.out_of_memory import Expectation
 from planner.pins import pinned
 from planner.plan_file import Plan
 from planner.ranks import compare_plans, from_first_rank
+from planner.warm_start import schedules_of_start
+from solvers.hints import Hints
 from solvers.schedule import Schedule
 from solvers.simulator import simulate_store_all
 
@@ -146,13 +147,17 @@ def plan_joint(
 ) -> Plan:
     """Solve for one joint graph, with prices; raises as :func:`planner.plan` does."""
     started = time.perf_counter()
-    device = device_by_name(options.device) if options.device is not None else device_of(function)
+    device = target_of(function, options.device)
+    try:
+        cost = cost_model(options.chosen_costs, device)
+    except ValueError as error:
+        raise CaptureError(str(error)) from error
     workspace = workspace_model(device)
     resident = with_declared(resident_bytes(function, function.inputs, {}), options.extra_bytes)
     with _disable_current_modes():
         graph, _ = build_graph(
             joint,
-            Roofline(device),
+            cost,
             workspace,
             resident_bytes=resident,
             gradient_accumulation=options.gradient_accumulation,
@@ -172,16 +177,19 @@ def plan_joint(
             device=device,
             args=tuple(function.inputs),
             kwargs={},
-            notes=notes_of(graph, loss, workspace),
+            notes=notes_of(graph, loss, workspace, cost),
         )
         wanted, solver = options.wanted, options.chosen_solver
         assert captured.eager_peak_bytes is not None
         budget_bytes = wanted.resolve(captured.eager_peak_bytes)
         seconds = time.perf_counter() - started
-        solution = solver.solve(graph, budget_bytes)
+        hints = Hints(schedules=schedules_of_start(graph, options.given_start), progress=options.progress)
+        hints.starting(solver)
+        solution = solver.solve(graph, budget_bytes, hints)
         if solution.schedule is None:
             raise error_for_solution(solution, graph, budget_bytes, captured.eager_peak_bytes)
-        return plan_of(function, captured, wanted, budget_bytes, solution, solver, seconds, pins=options.pins)
+        costs, pins = options.chosen_costs, options.pins
+        return plan_of(function, captured, wanted, budget_bytes, solution, solver, seconds, costs, pins)
 
 
 def _eager_peak(function: CompiledFunction, loss: LossChoice, accumulation: bool) -> tuple[int | None, str]:

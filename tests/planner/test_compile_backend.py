@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +18,8 @@ from planner import (
     BudgetError,
     CaptureError,
     InfeasibleBudgetError,
+    InvalidPlanError,
+    PinError,
     Plan,
     PlanMismatchError,
     RewriteError,
@@ -23,8 +27,12 @@ from planner import (
     rewrite,
 )
 from planner.compile_backend import checkpoint_planner  # registers the backend where the package is not installed
+from planner.compile_options import CompileOptions
 from planner.measure import measure_step
 from solvers.chen import ChenGreedy
+from solvers.hints import Progress
+from solvers.simulator import simulate
+from solvers.snapshot import SnapshotRefinement
 from tests.planner.two_ranks import Stack, stack, tokens
 
 SETTINGS: dict[str, Any] = {"budget": "80%", "solver": ChenGreedy()}
@@ -143,11 +151,62 @@ def test_errors_are_raised_where_torch_suppresses_errors() -> None:
         ({"plan": "no/such/file.json"}, RewriteError, "No such file"),
         ({"plan": 3}, RewriteError, "option 'plan'"),
         ({"budget": "1GiB", "on_change": "ignore"}, RewriteError, "option 'on_change'"),
+        ({"budget": "1GiB", "costs": "seconds"}, RewriteError, "option 'costs'.*'roofline', 'measured' or 'flops'"),
+        ({"budget": "1GiB", "costs": "measured", "device": "h100-80gb"}, CaptureError, "needs the device itself"),
+        ({"budget": "1GiB", "device": "h100"}, RewriteError, "option 'device'.*Did you mean 'h100-80gb'"),
+        ({"budget": "1GiB", "start": 3}, RewriteError, "option 'start'"),
+        ({"budget": "1GiB", "start": "no/such/file.json"}, RewriteError, "option 'start'.*No such file"),
+        ({"budget": "1GiB", "keep": "nothing"}, PinError, "matches no module"),
+        ({"budget": "1GiB", "extra_bytes": {"headroom": "much"}}, RewriteError, "option 'extra_bytes'"),
+        (
+            {"plan": "plan.json", "costs": "flops", "solver": ChenGreedy()},
+            RewriteError,
+            "costs, solver .*with a budget",
+        ),
     ],
 )
 def test_options_that_cannot_be_used(options: dict[str, Any], kind: type[Exception], text: str) -> None:
     with pytest.raises(kind, match=text):
         compiled(stack(), **options)(tokens(0))
+
+
+def test_every_choice_of_plan_is_an_option() -> None:
+    """But for what the compiled function brings along: the model with its inputs, and its loss."""
+    own = {"model", "example_inputs", "example_kwargs", "loss_fn"}
+    assert set(inspect.signature(plan).parameters) - own <= set(CompileOptions.model_fields)
+
+
+def test_costs_memory_beside_the_step_and_a_start(tmp_path: Path) -> None:
+    ids = tokens(0)
+    first = plan(stack(), "80%", (ids,), solver=ChenGreedy())
+    first.save(tmp_path / "first.json")
+    plans: list[Plan] = []
+    told: list[Progress] = []
+    options: dict[str, Any] = {
+        "budget": first.budget_bytes + 1000,
+        "costs": "flops",
+        "extra_bytes": {"headroom": 1000},
+        "solver": SnapshotRefinement(work_limit=1),
+        "start": tmp_path / "first.json",
+        "progress": told.append,
+    }
+    compiled(stack(), on_plan=plans.append, **options)(ids).backward()
+    own = plan(stack(), options.pop("budget"), (ids,), **(options | {"start": first}))
+    assert plans[0].to_graph() == dataclasses.replace(own.to_graph(), name="compiled function")
+    assert plans[0].settings["costs"] == "flops"
+    assert dict(plans[0].budget.covers)["headroom"] == 1000
+    assert plans[0].overhead <= simulate(own.to_graph(), first.to_schedule()).recomputed_seconds / own.step_seconds
+    assert told
+    torch._dynamo.reset()
+    with pytest.raises(InvalidPlanError, match="`start` is no schedule of this training step"):
+        compiled(Stack(blocks=2), **(options | {"budget": "1GiB"}))(ids)
+
+
+def test_measured_costs() -> None:
+    plans: list[Plan] = []
+    compiled(stack(), budget="90%", costs="measured", solver=ChenGreedy(), on_plan=plans.append)(tokens(0)).backward()
+    assert plans[0].settings["costs"] == "measured"
+    assert plans[0].step_seconds > 0
 
 
 def test_no_options_and_a_mode() -> None:
