@@ -16,7 +16,7 @@ from graph_capture.graph import Graph
 from solvers.hints import Hints, Progress, Suggestion
 from solvers.schedule import Schedule, outside_loss
 from solvers.simulator import simulate
-from solvers.snapshot import SnapshotRefinement
+from solvers.snapshot import SnapshotRefinement, anneal, search
 from solvers.snapshot.anneal import Annealer, Cooling
 from solvers.snapshot.engine import EnginePool, Limits, Outcome
 from solvers.snapshot.lift import prune
@@ -106,6 +106,50 @@ def test_work_limit_is_deterministic() -> None:
     solver = SnapshotRefinement(work_limit=3, gap=0.0, seed=5)
     first, second = (solver.solve(graph, int(0.6 * peak_of(graph))) for _ in range(2))
     assert (first.schedule, first.overhead, first.lower_bound) == (second.schedule, second.overhead, second.lower_bound)
+
+
+def test_the_walk_towards_the_budget_does_not_depend_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing fits before that walk, and its fourth attempt finds what fits, however late it is by then."""
+    graph = random_graph(2, 24, PLAIN)
+    solver = SnapshotRefinement(time_limit_seconds=6000.0, work_limit=2, gap=0.0)
+    budget = int(0.65 * peak_of(graph))
+    clock = _Clock()
+    monkeypatch.setattr(search, "time", clock)
+    monkeypatch.setattr(anneal, "time", clock)
+    walked: list[tuple[bool, bool]] = []
+    approach = search.Search.approach
+
+    def noted(self: search.Search, seconds: float) -> None:
+        before, clock.jumping = self.incumbent.order is None, True
+        approach(self, seconds)
+        walked.append((before, self.incumbent.order is not None))
+        clock.jumping = False
+
+    monkeypatch.setattr(search.Search, "approach", noted)
+    outcomes = []
+    # Where no work limit is given the walk may take 720 seconds; the last of these clocks passes that.
+    for jump_seconds in (0.0, 1.0, 6.0):
+        clock.restart(jump_seconds)
+        solution = solver.solve(graph, budget)
+        assert solution.schedule is not None
+        assert simulate(graph, solution.schedule).peak_bytes <= budget
+        events = [line.partition("round")[2] for line in solution.trace if "MILP" not in line]  # without seconds
+        outcomes.append((str(solution.schedule.to_list()).encode(), solution.lower_bound, events))
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    assert sum("approached" in line for line in outcomes[0][2]) == 4
+    assert walked == [(True, True)] * 3
+    assert 1000 < clock.ahead_seconds < 5000
+
+
+class _Clock:
+    """Jumps at every reading while a walk goes on."""
+
+    def restart(self, jump_seconds: float) -> None:
+        self.jump_seconds, self.ahead_seconds, self.jumping = jump_seconds, 0.0, False
+
+    def monotonic(self) -> float:
+        self.ahead_seconds += self.jump_seconds * self.jumping
+        return time.monotonic() + self.ahead_seconds
 
 
 def test_impossible_budget_names_operator_and_a_budget_that_works() -> None:
