@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from planner import (
     Plan,
     PlanMismatchError,
     RewriteError,
+    compile_backend,
     plan,
     rewrite,
 )
@@ -326,10 +328,28 @@ def test_ddp_cut_at_its_buckets_is_refused_with_the_setting(tmp_path: Path, monk
     torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
     try:
         wrapped = torch.nn.parallel.DistributedDataParallel(stack(), bucket_cap_mb=1)
-        call = torch.compile(wrapped, backend="checkpoint_planner", options={"budget": "90%"})
+        call = torch.compile(wrapped, backend="checkpoint_planner", options=SETTINGS)
         wrapped.bucket_bytes_cap = 1000  # so small a model has several buckets
         monkeypatch.setattr(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 500)
-        with pytest.raises(RewriteError, match=r"set torch\._dynamo\.config\.optimize_ddp = False"):
+        said = (
+            "the graph was cut before it reached this backend. For DDP, whose optimizer cuts it at its buckets, set "
+            "torch._dynamo.config.optimize_ddp = False: "
+        )
+        pieces: list[int] = []
+        refuse = compile_backend._refuse_pieces
+
+        def noted(module: torch.fx.GraphModule) -> None:
+            pieces.append(len(module.graph.find_nodes(op="call_function", target=nn.functional.layer_norm)))
+            refuse(module)
+
+        monkeypatch.setattr(compile_backend, "_refuse_pieces", noted)
+        with pytest.raises(RewriteError, match=re.escape(said)):
             call(tokens(0))
+        assert len(pieces) > 1
+        assert sum(pieces) == 3  # each piece has some of the three blocks
+        torch._dynamo.reset()
+        with torch._dynamo.config.patch(optimize_ddp=False):
+            call(tokens(0)).backward()  # it is one graph, and planned
+        assert pieces[-1] == 3
     finally:
         torch.distributed.destroy_process_group()
