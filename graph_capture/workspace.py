@@ -19,12 +19,19 @@ import torch
 from torch import fx
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import flop_registry
 
 from graph_capture.allocator import AllocatorTrace
 from graph_capture.calls import TensorSpec, freeze, tensors_in, thaw
 
 OPAQUE = ("rnn", "lstm", "gru")
 """Operators that read state of a library from a tensor; called with zeros they crash the process."""
+
+
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+SLOW_PRODUCT_FLOPS = 2**27
+"""Matrix products of half-precision numbers that the CPU has no instructions for run at some 0.3 GFLOP/s: larger ones
+are not tried. Torch's own kernels for them work in the result alone, as they do at every smaller size."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,7 @@ class MeasuredWorkspace(WorkspaceModel):
             self.declared.add(str(target))
             return self.fallback.footprint(target, args, kwargs, result)
         too_large = sum(t.untyped_storage().nbytes() for t in tensors) > self.limit_bytes
-        if too_large or any(t.device.type != "cpu" for t in tensors):
+        if too_large or any(t.device.type != "cpu" for t in tensors) or _is_slow(target, args, result):
             self.declared.add(str(target))
             return self.fallback.footprint(target, args, kwargs, result)
         positional, keyword = tree_map(TensorSpec.of, (tuple(args), dict(kwargs)))
@@ -105,6 +112,25 @@ class MeasuredWorkspace(WorkspaceModel):
             return self.fallback.footprint(target, args, kwargs, result)
         self.measured.add(str(target))
         return footprint
+
+
+def _is_slow(target: torch._ops.OpOverload, args: Sequence[Any], result: Any) -> bool:
+    """Whether a call is a large matrix product in a precision that the CPU at hand has to emulate."""
+    packet = target.overloadpacket
+    if packet.__name__ not in PRODUCTS or has_fast_products(result.dtype):
+        return False
+    return int(flop_registry[packet](*args, out_val=result)) > SLOW_PRODUCT_FLOPS
+
+
+def has_fast_products(dtype: torch.dtype) -> bool:
+    """Whether matrix products of `dtype` have instructions on the CPU at hand, and a library that uses them."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return True
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 @functools.lru_cache(maxsize=4096)
@@ -119,10 +145,16 @@ def _measure(target: Any, args: Any, kwargs: Any) -> Footprint:
         torch._C._DisableAutocast(),
     ):
         positional, keyword = thaw(args), thaw(kwargs)
-        target(*positional, **keyword)  # the first call may fill caches of the kernel library
-        with AllocatorTrace() as trace:
-            result = target(*positional, **keyword)
-        given = {t.untyped_storage()._cdata for t in tensors_in((positional, keyword))}
+        footprint = _traced(target, positional, keyword)
+        if footprint.retained:  # by the result, or by caches of the kernel library, which only a first call fills
+            footprint = _traced(target, positional, keyword)
+    return footprint
+
+
+def _traced(target: Any, positional: Any, keyword: Any) -> Footprint:
+    with AllocatorTrace() as trace:
+        result = target(*positional, **keyword)
+    given = {t.untyped_storage()._cdata for t in tensors_in((positional, keyword))}
     made = {t.untyped_storage()._cdata: t for t in tensors_in(result)}
     nominal = sum(t.numel() * t.element_size() for key, t in made.items() if key not in given)
     retained = max(0, trace.end_bytes - nominal)
