@@ -24,10 +24,10 @@ from planner.plan_parts import BudgetRequest, LossPlace
 from planner.ranks import refuse_wrapper
 from planner.switches import refuse_checkpointing
 from planner.warm_start import Start, schedules_of_start
-from solvers.auto import Auto
+from solvers.auto import chosen_solver
 from solvers.hints import Hints, ProgressListener
 from solvers.simulator import simulate, simulate_store_all
-from solvers.solution import Solution, Solver, with_time_limit
+from solvers.solution import Solution, Solver
 
 LossFn = Callable[[Any], torch.Tensor]
 
@@ -87,9 +87,7 @@ def plan(
     known to work.
     """
     wanted = parse_budget(budget)
-    solver = solver if solver is not None else Auto()
-    if time_limit_seconds is not None:
-        solver = with_time_limit(solver, time_limit_seconds)
+    solver = chosen_solver(solver, time_limit_seconds)
     pins = pins_of(keep, recompute)
     chosen = costs or default_costs(device)
     module, captured, capture_seconds = capture_with_peak(
@@ -103,13 +101,7 @@ def plan(
         costs=chosen,
         pins=pins,
     )
-    assert captured.eager_peak_bytes is not None
-    budget_bytes = wanted.resolve(captured.eager_peak_bytes)
-    hints = Hints(schedules=schedules_of_start(captured.graph, start), progress=progress)
-    hints.starting(solver)
-    solution = solver.solve(captured.graph, budget_bytes, hints)
-    if solution.schedule is None:
-        raise error_for_solution(solution, captured.graph, budget_bytes, captured.eager_peak_bytes)
+    budget_bytes, solution = solved(captured, wanted, solver, start, progress)
     return plan_of(module, captured, wanted, budget_bytes, solution, solver, capture_seconds, chosen, pins)
 
 
@@ -137,6 +129,20 @@ def capture_with_peak(
         store_all = simulate_store_all(captured.graph)
         captured = dataclasses.replace(captured, eager_peak_bytes=store_all.peak_bytes)
     return module, captured, seconds
+
+
+def solved(
+    captured: Capture, wanted: Budget, solver: Solver, start: Start | None, progress: ProgressListener | None
+) -> tuple[int, Solution]:
+    """The budget in bytes, and a solution that has a schedule; raises as :func:`plan` does where there is none."""
+    assert captured.eager_peak_bytes is not None
+    budget_bytes = wanted.resolve(captured.eager_peak_bytes)
+    hints = Hints(schedules=schedules_of_start(captured.graph, start), progress=progress)
+    hints.starting(solver)
+    solution = solver.solve(captured.graph, budget_bytes, hints)
+    if solution.schedule is None:
+        raise error_for_solution(solution, captured.graph, budget_bytes, captured.eager_peak_bytes)
+    return budget_bytes, solution
 
 
 def plan_of(

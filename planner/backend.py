@@ -30,7 +30,7 @@ from graph_capture.watchers import watched_again
 from planner.emit import Programs, emit
 from planner.marks import markable
 from planner.out_of_memory import Expectation, explained
-from planner.slices import ABSENT, boxed, cut
+from planner.slices import ABSENT, Slice, boxed, cut
 from planner.tokens import OutputWatch, UnplannedOutput, missing_outputs, start_call, token_gradient
 from planner.watching import begin_call
 from solvers.schedule import Schedule
@@ -136,26 +136,48 @@ class PlannedBackend:
         ((binding, programs, expectation),) = emitted
         slices = cut(programs, functools.partial(self._compile, expectation, "backward"))
         n_gradients = len(binding.joint.gradients)
-        later, late = _later_slices(binding)
         detached = prepared.detached_outputs
         planned = sorted(set(differentiable_outputs(module)) - set(detached))
         hidden = (*detached, *outputs_that_feed(module, planned))
+        call = _TrainingCall(self, compiled, slices, *_later_slices(binding), expectation, planned, detached, hidden)
+        return watched_program(call)
 
-        def run(*arguments: Any) -> Any:
-            listener = begin_call(self, expectation, arguments)
-            results = list(compiled(*start_call(slices, arguments, later, late)))
-            watch = OutputWatch.on(results, planned)
-            if listener is not None:
-                listener.forward_ended(results)
-                watch.listener = listener
-            if detached:
-                anchor = torch.zeros((), requires_grad=True)
-                for position in detached:
-                    results[position] = UnplannedOutput.apply(anchor, position, results[position])
-            watch.hidden = tuple((p, weakref.ref(results[p])) for p in hidden)
-            return tuple(results)
 
-        return watched_program(run)
+@dataclass(frozen=True, eq=False)
+class _TrainingCall:
+    """What a call with gradients runs: the forward program, and a watch over what arrives for the backward one.
+
+    **Fields:**
+
+    - `slices`: of the backward program; `later`, `late`: as of :func:`_later_slices`.
+    - `planned`, `detached`, `hidden`: positions of outputs: those whose gradients the plan knows; those that are cut
+      off from it; those of which part of the gradient is not seen from outside.
+    """
+
+    backend: PlannedBackend
+    compiled: Callable[..., Any]
+    slices: Sequence[Slice]
+    later: tuple[tuple[int, tuple[int, ...]], ...]
+    late: frozenset[int]
+    expectation: Expectation | None
+    planned: Sequence[int]
+    detached: Sequence[int]
+    hidden: Sequence[int]
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the forward program; the slices of the backward wait for its gradients."""
+        listener = begin_call(self.backend, self.expectation, arguments)
+        results = list(self.compiled(*start_call(self.slices, arguments, self.later, self.late)))
+        watch = OutputWatch.on(results, self.planned)
+        if listener is not None:
+            listener.forward_ended(results)
+            watch.listener = listener
+        if self.detached:
+            anchor = torch.zeros((), requires_grad=True)
+            for position in self.detached:
+                results[position] = UnplannedOutput.apply(anchor, position, results[position])
+        watch.hidden = tuple((p, weakref.ref(results[p])) for p in self.hidden)
+        return tuple(results)
 
 
 def watched_program(run: Callable[..., Any]) -> Callable[..., Any]:

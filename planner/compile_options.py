@@ -14,10 +14,10 @@ from planner.budget import Budget, parse_budget
 from planner.errors import RewriteError
 from planner.pins import Pins, pins_of
 from planner.plan_file import Plan
-from solvers.auto import Auto
+from solvers.auto import chosen_solver
 from solvers.hints import Progress
 from solvers.schedule import Schedule
-from solvers.solution import Solver, with_time_limit
+from solvers.solution import Solver
 
 
 class CompileOptions(BaseModel):
@@ -89,8 +89,7 @@ class CompileOptions(BaseModel):
     @property
     def chosen_solver(self) -> Solver:
         """The solver, with its time limit."""
-        solver = self.solver or Auto()
-        return solver if self.time_limit_seconds is None else with_time_limit(solver, self.time_limit_seconds)
+        return chosen_solver(self.solver, self.time_limit_seconds)
 
 
 _MADE_WITH = (

@@ -30,16 +30,14 @@ from graph_capture.joint import Joint
 from graph_capture.loss import LossChoice
 from graph_capture.prepare import differentiable_outputs, example_value, output_nodes
 from graph_capture.target import device_of, target_of
-from planner.api import plan_of
+from planner.api import plan_of, solved
 from planner.compile_options import CompileOptions
 from planner.decide import Decider
-from planner.errors import CaptureError, error_for_solution
+from planner.errors import CaptureError
 from planner.out_of_memory import Expectation
 from planner.pins import pinned
 from planner.plan_file import Plan
 from planner.ranks import compare_plans, from_first_rank
-from planner.warm_start import schedules_of_start
-from solvers.hints import Hints
 from solvers.schedule import Schedule
 from solvers.simulator import simulate_store_all
 
@@ -180,14 +178,8 @@ def plan_joint(
             notes=notes_of(graph, loss, workspace, cost),
         )
         wanted, solver = options.wanted, options.chosen_solver
-        assert captured.eager_peak_bytes is not None
-        budget_bytes = wanted.resolve(captured.eager_peak_bytes)
         seconds = time.perf_counter() - started
-        hints = Hints(schedules=schedules_of_start(graph, options.given_start), progress=options.progress)
-        hints.starting(solver)
-        solution = solver.solve(graph, budget_bytes, hints)
-        if solution.schedule is None:
-            raise error_for_solution(solution, graph, budget_bytes, captured.eager_peak_bytes)
+        budget_bytes, solution = solved(captured, wanted, solver, options.given_start, options.progress)
         costs, pins = options.chosen_costs, options.pins
         return plan_of(function, captured, wanted, budget_bytes, solution, solver, seconds, costs, pins)
 

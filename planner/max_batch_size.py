@@ -32,11 +32,11 @@ from planner.budget import Budget, parse_budget
 from planner.errors import BudgetError, NoScheduleError, error_for_solution
 from planner.pins import Patterns, Pins, pins_of
 from planner.plan_file import Plan
-from solvers.auto import Auto
+from solvers.auto import chosen_solver
 from solvers.hints import Hints, Progress, ProgressListener
 from solvers.schedule import Schedule
 from solvers.simulator import ScheduleError, simulate, simulate_store_all
-from solvers.solution import Solution, Solver, Status, with_time_limit
+from solvers.solution import Solution, Solver, Status
 
 MakeInputs = Callable[[int], Any]
 Outcome = Literal["fits", "impossible", "not found", "too slow"]
@@ -152,11 +152,7 @@ def max_batch_size(
     model = rewrite(model, found.plan)  # and train with found.batch
     ```
     """
-    wanted = parse_budget(budget)
-    if wanted.size_bytes is None:
-        raise BudgetError(
-            f"budget {wanted.requested!r} is a percentage of eager's peak, which grows with the batch: give bytes"
-        )
+    wanted = _in_bytes(budget)
     _check_numbers(max_overhead, multiple_of, limit, prefer)
     options = {
         "loss_fn": loss_fn,
@@ -165,7 +161,7 @@ def max_batch_size(
         "extra_bytes": extra_bytes,
         "costs": costs,
     }
-    solver = with_time_limit(solver if solver is not None else Auto(), time_limit_seconds)
+    solver = chosen_solver(solver, time_limit_seconds)
     pins, began = pins_of(keep, recompute), time.monotonic()
     question = _Question(model, make_inputs, wanted, solver, options, pins, max_overhead, progress, began)
     search = _Search(question, multiple_of, limit // multiple_of, prefer)
@@ -182,6 +178,15 @@ def call_of(made: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if len(parts) == 2 and isinstance(parts[0], (tuple, list)) and isinstance(parts[1], Mapping):
         return tuple(cast(Sequence[Any], parts[0])), dict(cast(Mapping[str, Any], parts[1]))
     return tuple(parts), {}
+
+
+def _in_bytes(budget: int | str | Budget) -> Budget:
+    wanted = parse_budget(budget)
+    if wanted.size_bytes is None:
+        raise BudgetError(
+            f"budget {wanted.requested!r} is a percentage of eager's peak, which grows with the batch: give bytes"
+        )
+    return wanted
 
 
 def _check_numbers(max_overhead: float | None, multiple_of: int, limit: int, prefer: str) -> None:

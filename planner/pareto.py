@@ -24,11 +24,11 @@ from planner.pictures.points import Point, point_of
 from planner.pins import Patterns, Pins, pinned, pins_of
 from planner.plan_file import Plan
 from planner.warm_start import Start, schedules_of_start
-from solvers.auto import Auto
+from solvers.auto import chosen_solver
 from solvers.hints import ProgressListener
 from solvers.pareto import curve
 from solvers.simulator import simulate_store_all
-from solvers.solution import Solution, Solver, with_time_limit
+from solvers.solution import Solution, Solver
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,7 @@ def pareto(
     Raises what `plan` raises, but for budgets that cannot be met: those are points whose status says so.
     """
     wanted = [parse_budget(budget) for budget in budgets]
-    solver = solver if solver is not None else Auto()
-    if time_limit_seconds is not None:
-        solver = with_time_limit(solver, time_limit_seconds)
+    solver = chosen_solver(solver, time_limit_seconds)
     origin: _Origin | None = None
     pins = pins_of(keep, recompute)
     if isinstance(model, Graph):
@@ -189,13 +187,16 @@ def pareto(
         graph, eager_peak_bytes = captured.graph, captured.eager_peak_bytes
         origin = _Origin(module, captured, solver, capture_seconds, costs, pins)
     names = {budget.resolve(eager_peak_bytes): str(budget) for budget in wanted}
-    points = tuple(
-        ParetoPoint(names[point.budget_bytes], point.budget_bytes, point.solution)
-        for point in curve(graph, names, solver, progress, start=schedules_of_start(graph, start))
+    solved = curve(graph, names, solver, progress, start=schedules_of_start(graph, start))
+    points = tuple(ParetoPoint(names[point.budget_bytes], point.budget_bytes, point.solution) for point in solved)
+    beside = _by_memory_budgets(origin.captured) if origin is not None else ()
+    return Pareto(points, graph, eager_peak_bytes, simulate_store_all(graph).peak_bytes, beside, origin)
+
+
+def _by_memory_budgets(captured: Capture) -> tuple[Point, ...]:
+    """What PyTorch's partitioner would save at the memory budgets that were asked for, as schedules of the graph."""
+    graph = captured.graph
+    return tuple(
+        point_of(f"memory budget {ratio:g}", "by hand", graph, by_partitioner(graph, saved))
+        for ratio, saved in captured.saved_by_pytorch.items()
     )
-    store_all_peak_bytes = simulate_store_all(graph).peak_bytes
-    saved = origin.captured.saved_by_pytorch if origin is not None else {}
-    beside = tuple(
-        point_of(f"memory budget {r:g}", "by hand", graph, by_partitioner(graph, s)) for r, s in saved.items()
-    )
-    return Pareto(points, graph, eager_peak_bytes, store_all_peak_bytes, beside, origin)

@@ -36,7 +36,7 @@ from solvers.chain_starts import chain_suggestions
 from solvers.chen import ChenGreedy
 from solvers.hints import NO_HINTS, Hints, Progress, Suggestion
 from solvers.simulator import simulate_store_all
-from solvers.solution import SearchClass, Solution, Solver, Status, memory_floor
+from solvers.solution import SearchClass, Solution, Solver, Status, memory_floor, with_time_limit
 from solvers.store_all import StoreAll
 from solvers.verdict import INTERRUPTED
 
@@ -206,3 +206,9 @@ def _better(found: Solution, other: Solution) -> Solution:
         message="",
         schedule_by=other.solver,
     )
+
+
+def chosen_solver(solver: Solver | None, time_limit_seconds: float | None) -> Solver:
+    """The solver that was given, else `Auto`, with the time limit if one was given."""
+    solver = solver if solver is not None else Auto()
+    return solver if time_limit_seconds is None else with_time_limit(solver, time_limit_seconds)

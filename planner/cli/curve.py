@@ -95,14 +95,12 @@ def _of_plan(path: str, budgets: Sequence[Budget], arguments: Mapping[str, Any])
     """Without the model and without torch: percentages are of the eager peak that the plan states."""
     from planner.plan_file import Plan
     from planner.warm_start import schedules_of_start
-    from solvers.auto import Auto
+    from solvers.auto import chosen_solver
     from solvers.pareto import curve
-    from solvers.solution import with_time_limit
 
     plan = Plan.load(path)
     graph, start = plan.to_graph(), schedules_of_start(plan.to_graph(), arguments["start"])
-    solver, limit = arguments["solver"] or Auto(), arguments["time_limit_seconds"]
-    solver = solver if limit is None else with_time_limit(solver, limit)
+    solver = chosen_solver(arguments["solver"], arguments["time_limit_seconds"])
     written = {budget.resolve(plan.eager_peak_bytes): str(budget) for budget in budgets}
     with progress_on(sys.stderr) as listener:
         points = curve(graph, written, solver, listener, start=start)
