@@ -28,6 +28,11 @@ def project(reduction: Reduction, relaxation: Relaxation, order: Sequence[int]) 
         for operator, column in columns.items():
             if any(point.get(rerun.get(operator, -1)) for rerun in relaxation.rerun[i:]):
                 point[column] = 1.0
+    for window in relaxation.windows:
+        for operator, column in window.columns.items():
+            segments = relaxation.rerun[window.first : window.end]
+            if any(point.get(rerun.get(operator, -1)) for rerun in segments):
+                point[column] = 1.0
     for i, columns in enumerate(relaxation.keep):
         for value, column in columns.items():
             point[column] = float(value in kept[i])

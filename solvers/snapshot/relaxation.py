@@ -16,9 +16,10 @@ run of t_i to just before the run of t_{i+1}. Columns, for flexible values v and
     k[i,v] = 0                              v must be released, and t_i is the first operator of the loss (5)
 
 and a memory row at any position j of a segment (see :meth:`_Builder.memory_row`); what keeps the program tight when
-there are several instants is in :mod:`~solvers.snapshot.nesting`. Every schedule that runs each
-operator first in captured order gives a point of these columns that satisfies all rows, whatever the instants and
-positions: a dual bound of the program is a lower bound on its recomputed seconds, and infeasibility is a proof.
+there are several instants is in :mod:`~solvers.snapshot.nesting` and :mod:`~solvers.snapshot.windows`. Every schedule
+that runs each operator first in captured order gives a point of these columns that satisfies all rows, whatever the
+instants and positions: a dual bound of the program is a lower bound on its recomputed seconds, and infeasibility is a
+proof.
 It stays a relaxation even with every instant, because memory *inside* of a burst of recomputation has no row.
 """
 
@@ -30,6 +31,7 @@ from dataclasses import dataclass
 from solvers.snapshot.milp import LinearProgram
 from solvers.snapshot.nesting import add_nesting
 from solvers.snapshot.reduction import Reduction
+from solvers.snapshot.windows import MOST_ROWS, Window, WindowBuilder
 
 ROW_SLACK = 1e-6
 """Memory rows are loosened by this fraction of the budget, the feasibility tolerance of the engines, so that a
@@ -48,7 +50,8 @@ class Relaxation:
     - `instants`: positions t_0 = 0, t_1, ...; `ends[i]` is the end of segment i (exclusive).
     - `keep[i]`: value -> column k[i,v]; `rerun[i]`: operator -> column r[i,o] (two operators may share a column);
       `hold[i]`: value -> column h[i,v] (k[i+1,v] itself where the value cannot be remade);
-      `nested[i]`: operator -> column R[i,o], recomputed in segment i or later.
+      `nested[i]`: operator -> column R[i,o], recomputed in segment i or later; `windows`: the same, of other runs of
+      segments.
     """
 
     instants: tuple[int, ...]
@@ -57,6 +60,7 @@ class Relaxation:
     rerun: tuple[dict[int, int], ...]
     hold: tuple[dict[int, int], ...]
     nested: tuple[dict[int, int], ...]
+    windows: tuple[Window, ...]
     program: LinearProgram
 
 
@@ -66,11 +70,13 @@ def build(
     instants: Collection[int],
     rows: Collection[int] | None = None,
     surcharge_bytes: Mapping[int, int] | None = None,
+    window_rows: int = MOST_ROWS,
 ) -> Relaxation:
     """The relaxation with these instants, and memory rows at them and at `rows` (`None`: at every position).
 
     With `surcharge_bytes`, bytes by position that are charged on top, it is no relaxation any more: its points are
-    worth lifting, its bound and its infeasibility say nothing.
+    worth lifting, its bound and its infeasibility say nothing. `window_rows`: the most rows at which the program is
+    still given another window.
     """
     builder = _Builder(reduction, budget_bytes, sorted({0, *instants}), rows)
     for position, surcharge in (surcharge_bytes or {}).items():
@@ -82,6 +88,7 @@ def build(
     for i in range(len(builder.instants)):
         builder.add_segment(i)
     nested = add_nesting(builder.program, reduction, builder.instants, builder.keep, builder.rerun)
+    windows = WindowBuilder(builder.program, reduction, builder.instants, builder.keep, builder.rerun)
     return Relaxation(
         instants=tuple(builder.instants),
         ends=tuple(builder.ends),
@@ -89,6 +96,7 @@ def build(
         rerun=tuple(builder.rerun),
         hold=tuple(builder.hold),
         nested=nested,
+        windows=windows.add_all(window_rows),
         program=builder.program,
     )
 

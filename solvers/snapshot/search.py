@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import sys
 import time
@@ -54,6 +55,14 @@ MILP was stopped by its limit, only a very small excess is worth another one."""
 SURCHARGE_STEP = 3e-4
 """Least surcharge, as a fraction of the budget: less than a value's size would change nothing."""
 
+SURVEY_ROUND, SURVEY_SHARE, SURVEY_ROWS = 3, 0.4, 30_000
+"""From which round on, once a schedule fits, the question is put at instants all over the backward pass, for which
+share of the time limit, and up to how many rows there may be one more window."""
+
+SURVEY_SIZE, SURVEY_SIZE_PER_SECOND = 24_000, 800
+"""The square of a survey's instants, times the values that something is decided about (its program has about as many
+rows): at most, and for each second of the time limit."""
+
 NODES_PER_ROUND, MOVES_PER_ROUND, POLISH_MOVES_PER_ROUND = 500, 20_000, 100_000
 """Deterministic work of one round under a `work_limit`."""
 
@@ -83,6 +92,7 @@ class Search:
     rounds: int = 0
     hit_limit: bool = False
     interrupted: bool = False
+    surveyed: bool = False
     surcharge_bytes: dict[int, int] = field(default_factory=dict[int, int])
     trace: list[str] = field(default_factory=list[str])
 
@@ -166,15 +176,13 @@ class Search:
             self.interrupted = self.hit_limit = True
 
     def _refine_until_done(self) -> None:
-        while not self.exhausted() and not self.closed():
+        while not self.exhausted() and not self.closed() and not self.infeasible:
             self.rounds += 1
             relaxation = build(self.reduction, self.budget_bytes, self.instants, self.rows)
             answer = self.ask(relaxation)
-            if answer.outcome is Outcome.INFEASIBLE:
-                self.infeasible = True
+            self.raise_bound(answer)
+            if self.infeasible:
                 return
-            if math.isfinite(answer.dual_bound):
-                self.lower_bound = max(self.lower_bound, answer.dual_bound - BOUND_MARGIN_PERCENT)
             over = self.learn(self.lifted(relaxation, answer), answer) if answer.has_point else {}
             if not self.closed():
                 self.consider_suggestions()
@@ -182,6 +190,46 @@ class Search:
                 self.approach(0.12 * self.options.time_limit_seconds)
             if not self.closed() and not self.refine(over, answer):
                 self.polish_further()
+            if self.rounds >= SURVEY_ROUND and not (self.surveyed or self.closed()):
+                self.survey()
+
+    def raise_bound(self, answer: Answer) -> None:
+        """What the answer to a relaxation proves: a bound, or that nothing fits."""
+        if answer.outcome is Outcome.INFEASIBLE:
+            self.infeasible = True
+        elif math.isfinite(answer.dual_bound):
+            self.lower_bound = max(self.lower_bound, answer.dual_bound - BOUND_MARGIN_PERCENT)
+
+    def survey(self) -> None:
+        """Once a schedule fits: ask at instants spread over the backward pass; if that proves more, go on from them.
+
+        At small budgets memory binds everywhere, and lifted sequences point to a few places of one neighbourhood.
+        """
+        if self.incumbent.order is None or self.exhausted():
+            return
+        self.surveyed = True
+        before, instants = self.lower_bound, self.instants
+        self.instants = {0, *self.widest_of_stretches()}
+        if self.graph.released:
+            self.instants.add(self.graph.last_forward + 1)
+        relaxation = build(self.reduction, self.budget_bytes, self.instants, self.rows, window_rows=SURVEY_ROWS)
+        answer = self.ask(relaxation, SURVEY_SHARE * self.options.time_limit_seconds)
+        self.raise_bound(answer)
+        over = self.learn(self.lifted(relaxation, answer), answer) if answer.has_point else {}
+        if self.lower_bound > before:
+            self.refine(over, answer)
+        else:
+            self.instants = instants
+
+    def widest_of_stretches(self) -> list[int]:
+        """The operators that need most by themselves, one in each of as many stretches as the MILP has room for."""
+        begin, end = self.graph.last_forward + 1, len(self.graph)
+        if begin >= end:  # there is no backward pass
+            begin = 0
+        size = min(SURVEY_SIZE, int(SURVEY_SIZE_PER_SECOND * self.options.time_limit_seconds))
+        count = min(end - begin, math.isqrt(size // max(1, len(self.reduction.flexible))))
+        edges = [begin + (end - begin) * k // count for k in range(count + 1)] if count else []
+        return [max(range(*stretch), key=self.reduction.floor_bytes) for stretch in itertools.pairwise(edges)]
 
     def ask(self, relaxation: Relaxation, most_seconds: float = math.inf, relative_gap: float | None = None) -> Answer:
         """Solve one relaxation, loosely: its bound and its point both only have to be good enough to go on."""

@@ -15,8 +15,9 @@ from solvers.snapshot.engine import Answer, EnginePool, Limits, Outcome
 from solvers.snapshot.reduction import reduce
 from solvers.snapshot.relaxation import PERCENT, build
 from solvers.snapshot.search import BOUND_MARGIN_PERCENT
+from solvers.snapshot.windows import MOST_ROWS
 from tests.solvers.brute_force import BruteForce
-from tests.solvers.random_graphs import EVERYTHING, PLAIN, Features, random_graph
+from tests.solvers.random_graphs import EVERYTHING, PLAIN, Features, random_graph, training_chain
 
 IN_PLACE = Features(in_place=0.6, several_outputs=0.2, zero_bytes=0.1)
 SCRATCH = Features(workspace=0.5, gradients=0.6, late_delivery=0.5, delivery_copy=0.5, gradient_reads=0.3)
@@ -86,3 +87,17 @@ def test_a_value_with_a_partner_is_not_eliminated(pool: EnginePool) -> None:
     assert BruteForce(graph).optimum_seconds(30) == 7.0
     answer = bound(pool, graph, 30, {0, 5, 7}, None)
     assert answer.dual_bound == pytest.approx(7.0 / graph.step_seconds * PERCENT, abs=1e-3)
+
+
+def test_windows_tighten_the_linear_relaxation(pool: EnginePool) -> None:
+    """A chain of 12 layers that has room for two: 14 of 24 operators run again, and without windows 8 seem enough."""
+    graph = training_chain(12)
+    peak = simulate(graph, Schedule.store_all(graph)).peak_bytes
+    bounds: list[float] = []
+    for rows in (0, MOST_ROWS):
+        relaxation = build(reduce(graph, peak), 50, set(range(12, 24)), None, window_rows=rows)
+        assert bool(relaxation.windows) == (rows > 0)
+        relaxation.program.integer = [False] * len(relaxation.program.integer)
+        bounds.append(pool.solve(relaxation.program.serialized(), TIGHT).dual_bound)
+    assert bounds[0] == pytest.approx(100 / 3, abs=1e-3)
+    assert 50.0 < bounds[1] <= 100 * 14 / 24

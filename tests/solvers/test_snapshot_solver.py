@@ -101,6 +101,16 @@ def test_small_graphs_are_sandwiched(seed: int) -> None:
         assert optimum <= solution.overhead + 1e-9
 
 
+def test_a_survey_of_the_backward_pass_closes_the_gap() -> None:
+    """Room for two of 12 layers; the first rounds prove 8 of 24 operators again, the question all over proves 14."""
+    graph = training_chain(12)
+    before = SnapshotRefinement(work_limit=3, gap=0.0).solve(graph, 50)
+    assert before.lower_bound < 9 / 24
+    after = SnapshotRefinement(work_limit=4, gap=0.0).solve(graph, 50)
+    assert after.status is Status.OPTIMAL
+    assert after.overhead == pytest.approx(14 / 24)
+
+
 def test_work_limit_is_deterministic() -> None:
     graph = random_graph(3, 12, PLAIN)
     solver = SnapshotRefinement(work_limit=3, gap=0.0, seed=5)
