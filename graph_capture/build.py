@@ -8,6 +8,7 @@ the tangents. Beside the graph stands a :class:`Binding`, which leads from opera
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +16,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from graph_capture.costs import CostModel
+from graph_capture.costs import CostModel, Price
 from graph_capture.delivery import Delivery, plan_delivery
 from graph_capture.errors import CaptureError
+from graph_capture.fusion import Compiler, Fusion, find_fusion
 from graph_capture.graph import Graph, Operator, Phase, Value
 from graph_capture.in_place import InPlaceForm, in_place_forms
 from graph_capture.joint import Joint, is_mutation, is_random, storage_key, tensors_of
@@ -39,6 +41,7 @@ class Binding:
     - `value_of`: the values that a node's result lies in; resident memory is no value.
     - `in_place`: (operator, input value) to the form in which the operator runs in that input's allocation.
     - `delivery`: when each gradient is handed over.
+    - `inlined`: nodes that are computed in passing by the operator that reads them, and views of such.
     """
 
     joint: Joint
@@ -47,6 +50,7 @@ class Binding:
     value_of: Mapping[fx.Node, tuple[int, ...]]
     in_place: Mapping[tuple[int, int], InPlaceForm]
     delivery: Delivery
+    inlined: frozenset[fx.Node] = frozenset()
 
 
 def build_graph(
@@ -57,15 +61,16 @@ def build_graph(
     resident_bytes: Mapping[str, int] | None = None,
     gradient_accumulation: bool = False,
     name: str = "",
+    compiler: Compiler = "eager",
 ) -> tuple[Graph, Binding]:
-    """Build the graph of a joint program.
+    """Build the graph of a joint program as the kernels of `compiler` run it.
 
     **Returns:**
 
     The graph, with one operator of phase `"loss"` if the backward takes tangents, and its binding.
     Raises :class:`CaptureError` if the backward needs old contents of a buffer that the forward overwrites.
     """
-    return _Builder(joint, cost, workspace).build(dict(resident_bytes or {}), gradient_accumulation, name)
+    return _Builder(joint, cost, workspace, compiler).build(dict(resident_bytes or {}), gradient_accumulation, name)
 
 
 @dataclass
@@ -79,8 +84,10 @@ class _Draft:
 
 
 class _Builder:
-    def __init__(self, joint: Joint, cost: CostModel, workspace: WorkspaceModel) -> None:
+    def __init__(self, joint: Joint, cost: CostModel, workspace: WorkspaceModel, compiler: Compiler) -> None:
         self.joint, self.cost, self.workspace = joint, cost, workspace
+        self.compiler: Compiler = compiler
+        self.fusion = Fusion()
         self.storage_value: dict[int, int | None] = {}  # storage -> value; None if it is resident
         self.value_of: dict[fx.Node, tuple[int, ...]] = {}
         self.bases: list[list[fx.Node]] = []
@@ -88,6 +95,7 @@ class _Builder:
         self.producer: list[int] = []
         self.drafts: list[_Draft] = []
         self.names: dict[str, int] = {}
+        self.read_by: Counter[int] = Counter()  # value -> operators that read it
         nodes = [n for n in joint.module.graph.nodes if n.op == "call_function"]
         self.written = {storage_key(tensors_of(n.all_input_nodes[0])[0]) for n in nodes if is_mutation(n)}
 
@@ -97,14 +105,16 @@ class _Builder:
                 self.storage_value[storage_key(tensor)] = None
             self.value_of[node] = ()
         forward, backward = self._phases()
+        self.fusion = find_fusion((forward, backward), self.written, self.compiler)
         for node in forward:
             self._add(node, "forward")
         self._add_tangents()
         for node in backward:
             self._add(node, "backward")
+        self.read_by = Counter(v for draft in self.drafts for v in draft.inputs)
         footprints = [Footprint() if d.node is None else self.workspace.of_node(d.node) for d in self.drafts]
         values, delivery = self._values(footprints)
-        operators, forms = self._operators(values, footprints)
+        operators, forms = self._operators(values, footprints, delivery)
         graph = Graph(
             operators=operators,
             values=values,
@@ -115,7 +125,8 @@ class _Builder:
         )
         nodes = tuple(d.node for d in self.drafts)
         bases = tuple(tuple(b) for b in self.bases)
-        return graph, Binding(self.joint, nodes, bases, self.value_of, forms, delivery)
+        inlined = frozenset(self.fusion.readers)
+        return graph, Binding(self.joint, nodes, bases, self.value_of, forms, delivery, inlined)
 
     def _phases(self) -> tuple[list[fx.Node], list[fx.Node]]:
         """Forward and backward nodes, each in captured order; what depends on a tangent is backward."""
@@ -163,6 +174,9 @@ class _Builder:
             self._add_piece(node)
             return
         inputs = dict.fromkeys(v for i in node.all_input_nodes for v in self.value_of.get(i, ()))
+        if node in self.fusion.readers:
+            self.value_of[node] = tuple(inputs)
+            return
         keys = [storage_key(t) for t in tensors_of(node)]
         if keys and all(k in self.storage_value for k in keys) and not is_mutation(node) and not is_random(node):
             self.value_of[node] = self._values_at(keys)
@@ -226,7 +240,7 @@ class _Builder:
         return tuple(values), delivery
 
     def _operators(
-        self, values: Sequence[Value], footprints: Sequence[Footprint]
+        self, values: Sequence[Value], footprints: Sequence[Footprint], delivery: Delivery
     ) -> tuple[tuple[Operator, ...], dict[tuple[int, int], InPlaceForm]]:
         operators: list[Operator] = []
         forms: dict[tuple[int, int], InPlaceForm] = {}
@@ -250,11 +264,13 @@ class _Builder:
             pairs = []
             for form in in_place_forms(node):
                 sources = self.value_of[form.argument]
+                if form.argument in self.fusion.readers or not self._may_be_written_over(sources, index, delivery):
+                    continue
                 fits = len(sources) == 1 and values[sources[0]].size_bytes == values[draft.outputs[0]].size_bytes
                 if fits and values[sources[0]].kind == "activation" and len(draft.outputs) == 1:
                     pairs.append((sources[0], draft.outputs[0]))
                     forms[index, sources[0]] = form
-            price = self.cost.price(node)
+            price = self._price(node)
             reason = self._keep_reason(draft, values)
             operators.append(
                 Operator(
@@ -276,6 +292,25 @@ class _Builder:
                 )
             )
         return tuple(operators), forms
+
+    def _price(self, node: fx.Node) -> Price:
+        if node not in self.fusion.generated:
+            return self.cost.price(node)
+        return self.cost.price_of_kernel(*self.fusion.traffic_of(node))
+
+    def _may_be_written_over(self, sources: Sequence[int], reader: int, delivery: Delivery) -> bool:
+        """Whether what an operator writes over was made in the same program: a compiler writes over nothing else.
+
+        That is known of a value with one reader, in the same phase and before the next gradient is handed over: a
+        schedule that keeps it for long could as well keep the reader's result, which is of the same size.
+        """
+        if self.compiler == "eager":
+            return True
+        if len(sources) != 1 or self.read_by[sources[0]] != 1:
+            return False
+        maker = self.producer[sources[0]]
+        apart = any(maker <= end < reader for end in delivery.slice_ends)
+        return self.drafts[maker].phase == self.drafts[reader].phase and not apart
 
     def _keep_reason(self, draft: _Draft, values: Sequence[Value]) -> str:
         node = draft.node

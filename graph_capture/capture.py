@@ -11,7 +11,7 @@ import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from graph_capture.dynamo import CapturedCall, capture_call
 from graph_capture.eager import eager_peak_bytes, rounded_up
 from graph_capture.errors import CaptureError
 from graph_capture.fake import fake_copy, fake_inputs, fake_mode_of
+from graph_capture.fusion import Compiler
 from graph_capture.graph import Graph
 from graph_capture.inputs import resolve_inputs
 from graph_capture.joint import Joint
@@ -52,6 +53,7 @@ class Capture:
       of the store-all schedule is to stand in. `eager_peak_source` says which, and why.
     - `notes`: what the user should know: operators priced by bytes, workspace that was declared, the loss.
     - `saved_by_pytorch`: for each memory budget asked for, what PyTorch's partitioner would save.
+    - `compiler`: whose kernels the graph is of.
     """
 
     graph: Graph
@@ -65,6 +67,7 @@ class Capture:
     kwargs: dict[str, Any]
     notes: tuple[str, ...] = ()
     saved_by_pytorch: Mapping[float, SavedOutputs] = field(default_factory=dict)
+    compiler: Compiler = "eager"
 
 
 def capture(
@@ -78,6 +81,7 @@ def capture(
     extra_bytes: Mapping[str, int] | None = None,
     costs: Costs = "roofline",
     memory_budgets: Sequence[float] = (),
+    compiler: Compiler = "eager",
 ) -> Capture:
     """Capture one training step.
 
@@ -90,12 +94,15 @@ def capture(
     - `extra_bytes`: memory beside the model's, by label (optimizer state, headroom), resident for the whole step.
     - `costs`: where the operators' seconds come from: a `"roofline"` of the device, each distinct operator
       `"measured"` on it, or `"flops"` alone.
+    - `compiler`: whose kernels run the model; the caller's loss is run by PyTorch's own.
     - `memory_budgets`: values of PyTorch's `activation_memory_budget` to see what its partitioner would save with.
 
     Raises :class:`CaptureError`.
     """
     module, args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     _check_trainable(module)
+    if compiler not in get_args(Compiler):
+        raise CaptureError(f"compiler is {compiler!r}; it must be 'eager' or 'inductor'")
     target = target_of(module, device)
     workspace = workspace_model(target)
     try:
@@ -113,8 +120,8 @@ def capture(
             joint = call.joint(loss.outputs, card)
     resident = with_declared(resident_bytes(module, args, kwargs, target.allocation_bytes), extra_bytes or {})
     build = _Build(cost, workspace, resident, gradient_accumulation, type(module).__name__, card)
-    graph, _ = build(joint)
-    bare, binding = bare_graph(joint)
+    graph, _ = dataclasses.replace(build, compiler=compiler)(joint)
+    bare, binding = bare_graph(joint, compiler)
     saved = saved_by_pytorch(bare, binding, memory_budgets)
     if loss_call is not None:
         graph = _with_loss(graph, call, loss_call, loss, build)
@@ -125,12 +132,12 @@ def capture(
         peak, source = _eager_peak(twin, fake_args, fake_kwargs, loss, loss_fn, mode, workspace, graph, unit)
     notes = notes_of(graph, loss, workspace, cost) + (card_notes(graph, card) if card is not None else ())
     prints = bare.fingerprint, bare.structure_fingerprint
-    return Capture(graph, *prints, loss, peak, source, target, args, kwargs, notes, saved)
+    return Capture(graph, *prints, loss, peak, source, target, args, kwargs, notes, saved, compiler)
 
 
-def bare_graph(joint: Joint) -> tuple[Graph, Binding]:
+def bare_graph(joint: Joint, compiler: Compiler = "eager") -> tuple[Graph, Binding]:
     """The graph of a joint program without prices, workspace and resident memory: what fingerprints are taken of."""
-    return build_graph(joint, _Free(), NoWorkspace())
+    return build_graph(joint, _Free(), NoWorkspace(), compiler=compiler)
 
 
 def workspace_model(device: Device) -> WorkspaceModel:
@@ -191,6 +198,10 @@ class _Free(CostModel):
         """Always nothing."""
         return Price(0.0, 0, "bytes")
 
+    def price_of_kernel(self, moved_bytes: int, launches: int) -> Price:
+        """Always nothing."""
+        return Price(0.0, 0, "bytes")
+
 
 @dataclass(frozen=True)
 class _Build:
@@ -200,6 +211,7 @@ class _Build:
     gradient_accumulation: bool
     name: str
     card: Device | None = None
+    compiler: Compiler = "eager"
 
     def __call__(self, joint: Joint) -> tuple[Graph, Binding]:
         return build_graph(
@@ -209,6 +221,7 @@ class _Build:
             resident_bytes=self.resident,
             gradient_accumulation=self.gradient_accumulation,
             name=self.name,
+            compiler=self.compiler,
         )
 
 

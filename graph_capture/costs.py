@@ -41,6 +41,10 @@ class CostModel(abc.ABC):
     def price(self, node: fx.Node) -> Price:
         """Seconds and FLOPs of one execution of `node`, whose inputs and outputs are fake tensors."""
 
+    @abc.abstractmethod
+    def price_of_kernel(self, moved_bytes: int, launches: int) -> Price:
+        """Seconds of a part of a generated kernel that reads and writes so many bytes, and adds so many launches."""
+
     @property
     def estimated(self) -> frozenset[str]:
         """The operators whose seconds were to be measured, and could not be."""
@@ -64,6 +68,10 @@ class Roofline(CostModel):
             seconds = max(seconds, _random_numbers(node) / rate)
         return Price(seconds + self.device.launch_seconds, flops or 0, "bytes" if flops is None else "flops")
 
+    def price_of_kernel(self, moved_bytes: int, launches: int) -> Price:
+        """The traffic, and the launches."""
+        return Price(moved_bytes / self.device.bytes_per_second + launches * self.device.launch_seconds, 0, "bytes")
+
 
 @dataclass(frozen=True)
 class FlopCount(CostModel):
@@ -75,6 +83,10 @@ class FlopCount(CostModel):
         return Price(
             float(flops if flops is not None else bytes_moved(node)), flops or 0, "bytes" if flops is None else "flops"
         )
+
+    def price_of_kernel(self, moved_bytes: int, launches: int) -> Price:
+        """The bytes moved."""
+        return Price(float(moved_bytes), 0, "bytes")
 
 
 def default_costs(device: str | Device | None) -> Costs:

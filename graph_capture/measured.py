@@ -60,6 +60,10 @@ class Measured(CostModel):
         self._roofline_seconds += estimate.seconds
         return Price(seconds, flops_of(node) or 0, estimate.priced_by)
 
+    def price_of_kernel(self, moved_bytes: int, launches: int) -> Price:
+        """A roofline's: there is no such kernel before a schedule says what is fused."""
+        return self.roofline.price_of_kernel(moved_bytes, launches)
+
     def _seconds(self, node: fx.Node) -> float | None:
         """`None` if the call cannot be tried: it is opaque, mutates, is too large, or refuses zeros."""
         target = node.target

@@ -12,6 +12,7 @@ import torch
 from graph_capture.capture import Capture, capture
 from graph_capture.costs import Costs, default_costs
 from graph_capture.devices import Device
+from graph_capture.fusion import Compiler
 from graph_capture.graph import Graph
 from graph_capture.inputs import resolve_inputs
 from graph_capture.watchers import unwatched
@@ -45,6 +46,7 @@ def plan(
     gradient_accumulation: bool = True,
     extra_bytes: Mapping[str, int] | None = None,
     costs: Costs | None = None,
+    compiler: Compiler = "eager",
     keep: Patterns = (),
     recompute: Patterns = (),
     start: Start | None = None,
@@ -71,6 +73,10 @@ def plan(
     - `costs`: where the operators' seconds come from: a `"roofline"` of the device, each distinct operator `"measured"`
       on the device at hand (it then runs, on zeros), or `"flops"` alone. If not given: measured for `device="cuda"`,
       else the roofline.
+    - `compiler`: whose kernels run the step: torch's own (`"eager"`), or those of `"inductor"`, in which neighbouring
+      pointwise operators are fused: what is fused whatever the schedule costs no memory, and running a fused operator
+      again costs what it reads (:mod:`graph_capture.fusion`). Fusion is Inductor's decision, so that the predicted peak
+      is an estimate there.
     - `keep`, `recompute`: modules whose results are held, or are recomputed, whatever the solver would decide, by name
       or pattern such as `"transformer.h.*.attn"`; :mod:`planner.pins` says exactly what they mean.
     - `start`: an earlier plan of the same step, or a schedule such as that of :func:`planner.minimum_budget`, to start
@@ -99,6 +105,7 @@ def plan(
         gradient_accumulation=gradient_accumulation,
         extra_bytes=extra_bytes,
         costs=chosen,
+        compiler=compiler,
         pins=pins,
     )
     budget_bytes, solution = solved(captured, wanted, solver, start, progress)
@@ -223,6 +230,7 @@ def _settings(captured: Capture, solver: Solver) -> dict[str, Any]:
         "device": captured.device.name,
         "gradient_accumulation": graph.gradient_accumulation,
         "program_structure": captured.program_structure,
+        "compiler": captured.compiler,
         "extra_bytes": {k: v for k, v in graph.resident_bytes.items() if k not in _OWN_LINES},
     }
 

@@ -39,8 +39,8 @@ def auto_checkpoint(
     **Arguments:**
 
     - `on_plan`: called with the :class:`Plan` once it is made, to print or save it.
-    - `on_change`, `compiler`: as in :func:`planner.rewrite`.
-    - `options`: as in :func:`planner.plan`; `start` may be the plan of an earlier run.
+    - `on_change`: as in :func:`planner.rewrite`.
+    - `compiler`, `options`: as in :func:`planner.plan`; `start` may be the plan of an earlier run.
 
     The budget is read now; the model is planned at its first call in training mode with gradients. Until then, and at
     every call without gradients, it runs as it is. In a data-parallel run the first rank plans for all of them.
@@ -77,18 +77,21 @@ class _FirstStep(PlannedCall):
     @torch.compiler.disable(reason=INSIDE_ANOTHER)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Plan, rewrite, and run the first training step; without gradients, run as it is."""
-        from planner.api import plan
         from planner.rewrite import rewrite
 
         if not (torch.is_grad_enabled() and self.model.training):
             return self.model._call_impl(*args, **kwargs)
         ranks = data_parallel_ranks(self.model)
         if len(ranks) > 1:
-            text = from_first_rank(ranks, lambda: plan(self.model, self.budget, args, kwargs, **self.options).to_json())
-            made = Plan.from_json(text)
+            made = Plan.from_json(from_first_rank(ranks, lambda: self._plan(args, kwargs).to_json()))
         else:
-            made = plan(self.model, self.budget, args, kwargs, **self.options)
+            made = self._plan(args, kwargs)
         if self.on_plan is not None:
             self.on_plan(made)
-        rewrite(self.model, made, on_change=self.on_change, compiler=self.compiler)
+        rewrite(self.model, made, on_change=self.on_change)
         return self.model(*args, **kwargs)
+
+    def _plan(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan:
+        from planner.api import plan
+
+        return plan(self.model, self.budget, args, kwargs, compiler=self.compiler, **self.options)

@@ -14,7 +14,7 @@ import functools
 import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import fx
@@ -23,6 +23,7 @@ from torch._guards import TracingContext
 
 from graph_capture.build import Binding
 from graph_capture.dynamo import aot_settings
+from graph_capture.fusion import Compiler
 from graph_capture.graph import Graph, Phase
 from graph_capture.joint import Joint, partitioner
 from graph_capture.prepare import differentiable_outputs, output_nodes, prepare
@@ -36,7 +37,6 @@ from planner.watching import begin_call
 from solvers.schedule import Schedule
 
 Decide = Callable[[Joint], tuple[Graph, Binding, Schedule]]
-Compiler = Literal["eager", "inductor"]
 SelectLoss = Callable[[fx.GraphModule], Sequence[int]]
 Expect = Callable[[Graph], Expectation | None]
 

@@ -18,12 +18,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
+from graph_capture.fusion import Compiler
 from planner.budget import Budget, format_bytes
 from planner.decide import OnChange
 from planner.errors import PlanFileError, PlanMismatchError
@@ -60,7 +61,7 @@ class BlockPlans(BaseModel):
         return self.plans[self.plan_of_block[block]]
 
     def rewrite(
-        self, model: nn.Module, *, on_change: OnChange = "replan", compiler: Literal["eager", "inductor"] = "eager"
+        self, model: nn.Module, *, on_change: OnChange = "replan", compiler: Compiler | None = None
     ) -> nn.Module:
         """Rewrite every block of `model` (as :func:`planner.rewrite`), before `fully_shard`; returns the model."""
         from planner.rewrite import rewrite

@@ -121,6 +121,7 @@ def _check_fingerprint(
             device=settings["device"],
             gradient_accumulation=settings["gradient_accumulation"],
             extra_bytes=settings["extra_bytes"],
+            compiler=plan.compiler,
         )
     except CaptureError as error:
         return CheckResult(name, False, str(error))

@@ -38,7 +38,7 @@ from planner.compile_plan import CompileDecider
 from planner.decide import PlanChangedWarning
 from planner.errors import CaptureError, PlanMismatchError, PlannerError, RewriteError
 from planner.inductor_compiler import check_compiler
-from planner.inductor_peak import warn_if_over
+from planner.inductor_peak import check_kernels, warn_if_over
 from planner.ranks import data_parallel_ranks
 from planner.world import environment_differences, shown
 
@@ -83,10 +83,13 @@ def checkpoint_planner(
 def _planned(module: fx.GraphModule, example_inputs: Sequence[Any], options: CompileOptions) -> Callable[..., Any]:
     decider = _decider_of_this_compilation(options)
     select_loss, decide = decider.callbacks(module, example_inputs)
-    if options.compiler == "inductor":
+    compiler = options.chosen_compiler
+    if options.given_plan is not None:
+        check_kernels(options.given_plan, compiler)
+    if compiler == "inductor":
         check_compiler(next((i.device.type for i in example_inputs if isinstance(i, torch.Tensor)), "cpu"))
-    run = PlannedBackend(select_loss, decide, compiler=options.compiler, expect=decider.expect)(module, example_inputs)
-    if options.compiler == "inductor" and decider.plan is not None:
+    run = PlannedBackend(select_loss, decide, compiler=compiler, expect=decider.expect)(module, example_inputs)
+    if decider.plan is not None and decider.plan.compiler != compiler:
         warn_if_over(decider.plan)
     while decider.changes:
         warnings.warn(PlanChangedWarning(f"planned again: {decider.changes.pop()}"), stacklevel=3)

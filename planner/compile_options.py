@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from graph_capture.costs import Costs, default_costs
 from graph_capture.devices import Device, device_by_name
+from graph_capture.fusion import Compiler
 from planner.budget import Budget, parse_budget
 from planner.errors import RewriteError
 from planner.pins import Pins, pins_of
@@ -42,7 +43,7 @@ class CompileOptions(BaseModel):
     budget: Any = None  # read by parse_budget, whose messages say what to write
     plan: Plan | str | Path | None = None
     on_change: Literal["replan", "error"] = "error"
-    compiler: Literal["eager", "inductor"] = "eager"
+    compiler: Compiler | None = None
     on_plan: Callable[[Plan], None] | None = None
     device: str | Device | None = None
     costs: Costs | None = None
@@ -74,6 +75,11 @@ class CompileOptions(BaseModel):
     def chosen_costs(self) -> Costs:
         """Where the operators' seconds come from."""
         return self.costs or default_costs(self.device)
+
+    @property
+    def chosen_compiler(self) -> Compiler:
+        """The compiler that was given, else the plan's, else eager."""
+        return self.compiler or (self.given_plan.compiler if self.given_plan is not None else "eager")
 
     @property
     def pins(self) -> Pins:

@@ -160,8 +160,9 @@ def plan_joint(
             resident_bytes=resident,
             gradient_accumulation=options.gradient_accumulation,
             name="compiled function",
+            compiler=options.chosen_compiler,
         )
-        bare, _ = bare_graph(joint)
+        bare, _ = bare_graph(joint, options.chosen_compiler)
         graph = pinned(round_allocations(graph, device), options.pins)
         store_all = simulate_store_all(graph).peak_bytes
         above, source = eager
@@ -176,6 +177,7 @@ def plan_joint(
             args=tuple(function.inputs),
             kwargs={},
             notes=notes_of(graph, loss, workspace, cost),
+            compiler=options.chosen_compiler,
         )
         wanted, solver = options.wanted, options.chosen_solver
         seconds = time.perf_counter() - started

@@ -64,7 +64,7 @@ class Decider:
 
     def decide(self, joint: Joint) -> tuple[Graph, Binding, Schedule]:
         """The schedule for a joint graph; raises :class:`PlanMismatchError` or `InfeasibleBudgetError`."""
-        bare, binding = bare_graph(joint)
+        bare, binding = bare_graph(joint, self.plan.compiler)
         order = self._planned_order(bare)
         if bare.fingerprint == self.plan.program_fingerprint:
             return bare, binding, Schedule.from_order(bare, order)
@@ -135,6 +135,7 @@ class Decider:
             workspace_model(device),
             resident_bytes=resident,
             gradient_accumulation=settings["gradient_accumulation"],
+            compiler=self.plan.compiler,
         )
         return round_allocations(self._with_loss(graph), device)
 

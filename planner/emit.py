@@ -69,11 +69,14 @@ class _Program:
         self.binding = binding
         self.present: dict[fx.Node, fx.Node] = {}
         self.of_value: dict[int, list[fx.Node]] = {}
+        self.inlined_present: list[fx.Node] = []
         self.bases = {base for bases in binding.bases for base in bases}
         self.on_missing = on_missing
 
     def define(self, node: fx.Node, emitted: fx.Node) -> None:
         self.present[node] = emitted
+        if node in self.binding.inlined:
+            self.inlined_present.append(node)
         for value in self.binding.value_of.get(node, ()):
             self.of_value.setdefault(value, []).append(node)
 
@@ -81,8 +84,16 @@ class _Program:
         for node in self.of_value.pop(value, ()):
             self.present.pop(node, None)
 
+    def forget_inlined(self) -> None:
+        """What was computed in passing, by the operator that has just run, is nowhere afterwards."""
+        for node in self.inlined_present:
+            self.present.pop(node, None)
+        self.inlined_present.clear()
+
     def get(self, node: fx.Node) -> fx.Node:
         """The node that stands for `node` now; views are made again from the tensor that fills their storage.
+
+        So are nodes that a compiler inlines into the operator that is being emitted.
 
         A view of several pieces is taken apart at once: tensors pass from one slice to the next, tuples cannot.
         """
@@ -184,6 +195,7 @@ class _Emitter:
             program.define(node, emitted)
         for piece in pieces:
             program.define(piece, program.graph.node_copy(piece, lambda n: emitted if n is node else program.get(n)))
+        program.forget_inlined()
 
     def _in_place(self, program: _Program, step: Compute, node: fx.Node) -> fx.Node:
         form = self.binding.in_place[step.operator, step.reuses]  # type: ignore[index]

@@ -60,7 +60,7 @@ class CheckpointPlannerCallback(TrainerCallback):
         plan: Plan | str | os.PathLike[str] | None = None,
         on_plan: OnPlan | None = None,
         on_change: OnChange = "replan",
-        compiler: Compiler = "eager",
+        compiler: Compiler | None = None,
         **options: Any,
     ) -> None:
         self._session = TrainerSession(budget, plan, on_plan, on_change, compiler, options)

@@ -71,7 +71,7 @@ class CheckpointPlannerCallback(Callback):
         module: str | None = None,
         on_plan: OnPlan | None = None,
         on_change: OnChange = "replan",
-        compiler: Compiler = "eager",
+        compiler: Compiler | None = None,
         **options: Any,
     ) -> None:
         self.module = module

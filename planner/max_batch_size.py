@@ -27,6 +27,7 @@ from graph_capture.costs import Costs
 from graph_capture.devices import Device
 from graph_capture.errors import CaptureError
 from graph_capture.fake import fake_mode_of
+from graph_capture.fusion import Compiler
 from planner.api import LossFn, capture_with_peak, plan_of
 from planner.budget import Budget, parse_budget
 from planner.errors import BudgetError, NoScheduleError, error_for_solution
@@ -120,6 +121,7 @@ def max_batch_size(
     gradient_accumulation: bool = True,
     extra_bytes: Mapping[str, int] | None = None,
     costs: Costs = "roofline",
+    compiler: Compiler = "eager",
     keep: Patterns = (),
     recompute: Patterns = (),
     max_overhead: float | None = None,
@@ -160,6 +162,7 @@ def max_batch_size(
         "gradient_accumulation": gradient_accumulation,
         "extra_bytes": extra_bytes,
         "costs": costs,
+        "compiler": compiler,
     }
     solver = chosen_solver(solver, time_limit_seconds)
     pins, began = pins_of(keep, recompute), time.monotonic()

@@ -7,6 +7,7 @@ from typing import Any
 
 from graph_capture.costs import Costs
 from graph_capture.devices import Device
+from graph_capture.fusion import Compiler
 from graph_capture.graph import Graph
 from planner.api import LossFn, capture_with_peak
 from planner.pins import Patterns, pinned, pins_of
@@ -29,6 +30,7 @@ def minimum_budget(
     gradient_accumulation: bool = True,
     extra_bytes: Mapping[str, int] | None = None,
     costs: Costs = "roofline",
+    compiler: Compiler = "eager",
     keep: Patterns = (),
     recompute: Patterns = (),
     start: Start | None = None,
@@ -63,6 +65,7 @@ def minimum_budget(
             gradient_accumulation=gradient_accumulation,
             extra_bytes=extra_bytes,
             costs=costs,
+            compiler=compiler,
             pins=pins,
         )
         graph = captured.graph

@@ -15,6 +15,7 @@ import torch
 from graph_capture.capture import Capture
 from graph_capture.costs import Costs
 from graph_capture.devices import Device
+from graph_capture.fusion import Compiler
 from graph_capture.graph import Graph
 from planner.api import LossFn, capture_with_peak, plan_of
 from planner.budget import Budget, parse_budget
@@ -144,6 +145,7 @@ def pareto(
     gradient_accumulation: bool = True,
     extra_bytes: Mapping[str, int] | None = None,
     costs: Costs = "roofline",
+    compiler: Compiler = "eager",
     memory_budgets: Sequence[float] = (),
     keep: Patterns = (),
     recompute: Patterns = (),
@@ -180,6 +182,7 @@ def pareto(
             gradient_accumulation=gradient_accumulation,
             extra_bytes=extra_bytes,
             costs=costs,
+            compiler=compiler,
             pins=pins,
             memory_budgets=memory_budgets,
         )

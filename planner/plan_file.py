@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, NoReturn, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
+from graph_capture.fusion import Compiler
 from graph_capture.graph import Graph
 from planner.errors import InvalidPlanError, PlanFileError
 from planner.pins import Pins
@@ -124,6 +125,11 @@ class Plan(BaseModel):
     _schedule: Schedule = PrivateAttr()
     _simulation: Simulation = PrivateAttr()
     _store_all: Simulation = PrivateAttr()
+
+    @property
+    def compiler(self) -> Compiler:
+        """Whose kernels the plan was made for."""
+        return cast("Compiler", self.settings.get("compiler", "eager"))
 
     def model_post_init(self, context: Any, /) -> None:
         """Judge the plan; nothing that contradicts itself leaves the constructor."""

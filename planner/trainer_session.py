@@ -32,7 +32,7 @@ class TrainerSession:
         plan: Plan | str | os.PathLike[str] | None,
         on_plan: OnPlan | None,
         on_change: OnChange,
-        compiler: Compiler,
+        compiler: Compiler | None,
         options: dict[str, Any],
     ) -> None:
         if (budget is None) == (plan is None):
@@ -43,7 +43,7 @@ class TrainerSession:
             parse_budget(budget)
         self.budget, self.on_plan, self.options = budget, on_plan, options
         self.on_change: OnChange = on_change
-        self.compiler: Compiler = compiler
+        self.compiler: Compiler | None = compiler
         self.plan = plan if plan is None or isinstance(plan, Plan) else Plan.load(plan)
         self.model: nn.Module | None = None
 
@@ -71,7 +71,7 @@ class TrainerSession:
             self.budget,
             on_plan=self._made,
             on_change=self.on_change,
-            compiler=self.compiler,
+            compiler=self.compiler or "eager",
             extra_bytes={label: size for label, size in lines.items() if size},
             **options,
         )

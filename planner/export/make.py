@@ -59,14 +59,20 @@ def export_policy(
     Every policy is judged by torch's own code on fake tensors: the predicted peak is that of the step as torch runs it.
     Its overhead is that of everything that runs again, with the plan's prices, so that it compares with the plan's.
 
-    Raises :class:`PlanMismatchError` for another model, and :class:`~planner.errors.NoScheduleError` where no policy
-    that was looked at fits; checkpointing every block as a whole is among them.
+    Raises :class:`PlanMismatchError` for another model or a plan for Inductor, and
+    :class:`~planner.errors.NoScheduleError` where no policy that was looked at fits; checkpointing every block as a
+    whole is among them.
     """
     module, args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     differences = model_differences(plan, module, args, kwargs)
     if differences:
         raise PlanMismatchError(
             f"the plan was made for something else: {shown(differences)}. Plan this model with plan(model, ...)."
+        )
+    if plan.compiler != "eager":
+        raise PlanMismatchError(
+            f"the plan was made for the kernels of {plan.compiler}, and torch.utils.checkpoint runs torch's own: "
+            "export a plan that was made without compiler=..."
         )
     step = FakeStep.of(module, args, kwargs, loss_fn, plan.settings["device"])
     names = tuple(blocks) if blocks is not None else find_blocks(module)
