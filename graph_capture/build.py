@@ -19,11 +19,11 @@ from torch import fx
 from graph_capture.costs import CostModel, Price
 from graph_capture.delivery import Delivery, plan_delivery
 from graph_capture.errors import CaptureError
-from graph_capture.fusion import Compiler, Fusion, find_fusion
+from graph_capture.fusion import Compiler, Fusion, find_fusion, statistics_bytes
 from graph_capture.graph import Graph, Operator, Phase, Value
 from graph_capture.in_place import InPlaceForm, in_place_forms
 from graph_capture.joint import Joint, is_mutation, is_random, storage_key, tensors_of
-from graph_capture.workspace import Footprint, WorkspaceModel
+from graph_capture.workspace import Footprint, NoWorkspace, WorkspaceModel
 
 LOSS_NAME = "loss"
 CPU_RANDOM_STATE_BYTES = 5056
@@ -112,7 +112,7 @@ class _Builder:
         for node in backward:
             self._add(node, "backward")
         self.read_by = Counter(v for draft in self.drafts for v in draft.inputs)
-        footprints = [Footprint() if d.node is None else self.workspace.of_node(d.node) for d in self.drafts]
+        footprints = [self._footprint(d.node) for d in self.drafts]
         values, delivery = self._values(footprints)
         operators, forms = self._operators(values, footprints, delivery)
         graph = Graph(
@@ -292,6 +292,13 @@ class _Builder:
                 )
             )
         return tuple(operators), forms
+
+    def _footprint(self, node: fx.Node | None) -> Footprint:
+        if node is None or isinstance(self.workspace, NoWorkspace):
+            return Footprint()
+        if node in self.fusion.generated:
+            return Footprint(statistics_bytes(node))
+        return self.workspace.of_node(node)
 
     def _price(self, node: fx.Node) -> Price:
         if node not in self.fusion.generated:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import fx
@@ -53,6 +53,7 @@ DECOMPOSED = frozenset(
     }
 )
 """Operators that Inductor decomposes into pointwise ones and reductions, beside those that fuse as they are."""
+_SOFTMAX = frozenset({aten._softmax, aten._softmax_backward_data, aten._log_softmax, aten._log_softmax_backward_data})
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,18 @@ def find_fusion(
             if alone or _input_bytes(Fusion(readers, generated), node) <= _bytes(node):
                 readers.update(dict.fromkeys((node, *path[:-1]), reader))
     return Fusion(readers, generated)
+
+
+def statistics_bytes(node: fx.Node) -> int:
+    """Scratch memory of a generated operator: a softmax has a maximum, a sum and its logarithm for each row."""
+    target = node.target
+    assert isinstance(target, torch._ops.OpOverload)
+    if target.overloadpacket not in _SOFTMAX:
+        return 0
+    place = next(i for i, argument in enumerate(target._schema.arguments) if argument.name == "dim")
+    (result,) = tensors_of(node)
+    rows = result.numel() // max(1, result.shape[cast("int", node.args[place])] if result.dim() else 1)
+    return 3 * rows * max(4, result.element_size())
 
 
 def _path_to_reader(

@@ -1,0 +1,136 @@
+"""What Inductor computes in passing is no operator and no value; what that saves is in the prices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from graph_capture.build import Binding, build_graph
+from graph_capture.capture import capture
+from graph_capture.costs import Roofline
+from graph_capture.devices import DEVICES
+from graph_capture.errors import CaptureError
+from graph_capture.graph import Graph, Operator
+from graph_capture.workspace import NoWorkspace
+from tests.graph_capture.captured import joint_of
+
+CPU = DEVICES["cpu"]
+FLOAT = 4
+
+
+def fused(model: nn.Module, *args: torch.Tensor) -> tuple[Graph, Binding]:
+    """Graph and binding of a model whose loss is its output 0, as Inductor runs it."""
+    return build_graph(joint_of(model, *args), Roofline(CPU), NoWorkspace(), compiler="inductor")
+
+
+def forward_of(graph: Graph) -> list[str]:
+    return [o.target.removeprefix("aten.").split(".")[0] for o in graph.operators if o.phase == "forward"]
+
+
+def the(graph: Graph, name: str, phase: str = "forward") -> Operator:
+    (operator,) = [o for o in graph.operators if o.target.startswith(f"aten.{name}.") and o.phase == phase]
+    return operator
+
+
+class Chain(nn.Module):
+    """A matrix product, three pointwise operators of which nothing is saved, a view among them, and a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.into(x) + 1.0
+        return self.out((y.view(2, 3, 6) * 2.0).view(6, 6).sigmoid()).sum()
+
+
+def test_a_chain_of_pointwise_operators_is_one_operator() -> None:
+    graph, binding = fused(Chain(), torch.randn(6, 6))
+    assert forward_of(graph) == ["addmm", "sigmoid", "addmm", "sum"]
+    assert the(graph, "sigmoid").inputs == graph.operators[0].outputs
+    forward, backward = ({str(n.target) for n in binding.inlined if ("backward" in str(n.target)) == b} for b in (0, 1))
+    assert forward == {"aten.add.Tensor", "aten.view.default", "aten.mul.Tensor"}
+    assert backward == {"aten.sigmoid_backward.default"}  # in the product with 2, which two operators read
+
+
+def test_a_kernel_costs_its_traffic() -> None:
+    """It reads what lies in memory, and writes what a kernel that is not generated reads; the launch is the writer's."""
+    graph, _ = fused(Chain(), torch.randn(6, 6))
+    matrix = 36 * FLOAT
+    assert the(graph, "sigmoid").seconds == pytest.approx(2 * matrix / CPU.bytes_per_second + CPU.launch_seconds)
+    gradient = the(graph, "mul", "backward")  # and the gradient of the sigmoid, which reads two matrices
+    assert gradient.seconds == pytest.approx(3 * matrix / CPU.bytes_per_second + CPU.launch_seconds)
+    assert the(graph, "sum").seconds == pytest.approx((matrix + FLOAT) / CPU.bytes_per_second + CPU.launch_seconds)
+
+
+class TwoReaders(nn.Module):
+    """What a pointwise operator makes is read twice, and by no generated kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.sin(self.one(x))
+        return (self.other(y) * y).sum()
+
+
+def test_what_is_read_twice_or_by_another_kernel_lies_in_memory() -> None:
+    graph, _ = fused(TwoReaders(), torch.randn(6, 6))
+    assert forward_of(graph) == ["addmm", "sin", "addmm", "sum"]
+    sine = the(graph, "sin")
+    assert sine.seconds == pytest.approx(2 * 36 * FLOAT / CPU.bytes_per_second + CPU.launch_seconds)
+
+
+class Far(nn.Module):
+    """A sum of two is read by an operator that runs long after it."""
+
+    def __init__(self, operands: int) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList(nn.Linear(6, 6, bias=False) for _ in range(4))
+        self.operands = operands
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = self.maps[0](x), self.maps[1](x)
+        early = a + b if self.operands == 2 else a + 1.0
+        late = self.maps[3](torch.relu(self.maps[2](torch.relu(b))))
+        return (early * late.detach()).sum()
+
+
+@pytest.mark.parametrize(("operands", "inlined"), [(2, False), (1, True)])
+def test_far_from_its_reader_a_node_is_inlined_only_if_it_reads_no_more_than_it_makes(
+    operands: int, inlined: bool
+) -> None:
+    graph, _ = fused(Far(operands), torch.randn(6, 6))
+    assert ("add" not in forward_of(graph)) == inlined
+
+
+def test_memory_is_written_over_where_one_program_makes_and_reads_it() -> None:
+    """A sum may take the place of a matrix product that nobody else reads; not that of what is read later."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = nn.Linear(6, 6), nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first = self.one(x)
+            return self.other(self.other(first) + first).sum()
+
+    graph, _ = fused(Residual(), torch.randn(6, 6))
+    add = next(o for o in graph.operators if o.target == "aten.add.Tensor" and o.phase == "forward")
+    assert [len(graph.uses[v]) for v, _ in add.in_place] == [1]
+
+
+def test_a_captured_step_knows_its_kernels() -> None:
+    eager, inductor = (
+        capture(Chain(), (torch.randn(6, 6),), gradient_accumulation=False, compiler=compiler)
+        for compiler in ("eager", "inductor")
+    )
+    assert eager.program_fingerprint != inductor.program_fingerprint
+    assert len(inductor.graph) < len(eager.graph)
+    assert inductor.graph.step_seconds < eager.graph.step_seconds
+    assert inductor.eager_peak_bytes == eager.eager_peak_bytes
+    with pytest.raises(CaptureError, match="'eager' or 'inductor'"):
+        capture(Chain(), (torch.randn(6, 6),), compiler="xla")  # type: ignore[arg-type]
