@@ -19,7 +19,7 @@ from torch import fx
 from graph_capture.costs import CostModel, Price
 from graph_capture.delivery import Delivery, plan_delivery
 from graph_capture.errors import CaptureError
-from graph_capture.fusion import Compiler, Fusion, find_fusion, statistics_bytes
+from graph_capture.fusion import Compiler, Fusion, copied_bytes, find_fusion, statistics_bytes
 from graph_capture.graph import Graph, Operator, Phase, Value
 from graph_capture.in_place import InPlaceForm, in_place_forms
 from graph_capture.joint import Joint, is_mutation, is_random, storage_key, tensors_of
@@ -298,7 +298,10 @@ class _Builder:
             return Footprint()
         if node in self.fusion.generated:
             return Footprint(statistics_bytes(node))
-        return self.workspace.of_node(node)
+        footprint = self.workspace.of_node(node)
+        if self.compiler == "eager":
+            return footprint
+        return Footprint(footprint.scratch + copied_bytes(node), footprint.retained)
 
     def _price(self, node: fx.Node) -> Price:
         if node not in self.fusion.generated:
@@ -316,6 +319,9 @@ class _Builder:
         if len(sources) != 1 or self.read_by[sources[0]] != 1:
             return False
         maker = self.producer[sources[0]]
+        node = self.drafts[maker].node
+        if node is None or not self.fusion.may_be_written_over(node):
+            return False
         apart = any(maker <= end < reader for end in delivery.slice_ends)
         return self.drafts[maker].phase == self.drafts[reader].phase and not apart
 

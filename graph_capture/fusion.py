@@ -76,6 +76,10 @@ class Fusion:
             found.update(dict.fromkeys(self.sources(argument) if argument in self.readers else (argument,)))
         return tuple(found)
 
+    def may_be_written_over(self, maker: fx.Node) -> bool:
+        """Whether a kernel may write its result over the one that a node makes: not over what is scattered into."""
+        return maker in self.generated or (bool(flops_of(maker)) and len(tensors_of(maker)) == 1)
+
     def traffic_of(self, node: fx.Node) -> tuple[int, int]:
         """Bytes that a generated operator reads and writes, and how many launches it adds (0 or 1).
 
@@ -124,6 +128,13 @@ def statistics_bytes(node: fx.Node) -> int:
     (result,) = tensors_of(node)
     rows = result.numel() // max(1, result.shape[cast("int", node.args[place])] if result.dim() else 1)
     return 3 * rows * max(4, result.element_size())
+
+
+def copied_bytes(node: fx.Node) -> int:
+    """Scratch memory of a called operator beyond eager's: what is scattered into an embedding is masked in a copy."""
+    if node.target is not aten.embedding_dense_backward.default:
+        return 0
+    return _bytes_read(tensors_of(node.all_input_nodes[0])[0])
 
 
 def _path_to_reader(

@@ -3,7 +3,8 @@
 The forward program and every slice of the backward are compiled each by itself. Inductor fuses inside of a program and
 cannot look across: what the schedule frees between two slices is freed, what a slice recomputes is recomputed there.
 Inside of a program its own scheduler may not reorder for memory (the schedule has done so), nor change layouts (those
-of the saved tensors are known to the other programs).
+of the saved tensors are known to the other programs), nor fuse where that needs more memory than the schedule says
+(:mod:`planner.inductor_fusion`).
 
 Random operators are left whole and draw eager's numbers; one that runs again is wrapped in torch's own operators for
 that, which carry the generator's state. In-place forms are left to Inductor, which reuses the buffers that die.
@@ -29,6 +30,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
+from planner.inductor_fusion import within_schedule
+from planner.slices import DIES
+
 Boxed = Callable[[list[Any]], Any]
 
 SETTINGS: Mapping[str, Any] = {
@@ -42,7 +46,7 @@ SETTINGS: Mapping[str, Any] = {
 def compile_program(module: fx.GraphModule, *, backward: bool = False) -> Boxed:
     """Compile one program, whose outputs are flat, to a function that takes its inputs boxed in one list.
 
-    Its placeholders carry fake tensors as `meta["val"]`.
+    Its placeholders carry fake tensors as `meta["val"]`; those that nobody else holds say so (`meta[DIES]`).
     """
     placeholders = module.graph.find_nodes(op="placeholder")
     inputs = [node.meta["val"] for node in placeholders]
@@ -51,7 +55,9 @@ def compile_program(module: fx.GraphModule, *, backward: bool = False) -> Boxed:
         return _constant(tuple(outputs))
     fake_mode = next((i.fake_mode for i in inputs if isinstance(i, FakeTensor)), None)
     assert fake_mode is not None, "a program without a tensor computes nothing"
-    with _settings(), _disable_current_modes(), tracing(TracingContext(fake_mode)), V.set_fake_mode(fake_mode):
+    dying = [i for i, node in enumerate(placeholders) if node.meta.get(DIES, False)]
+    context = tracing(TracingContext(fake_mode))
+    with _settings(), within_schedule(dying), _disable_current_modes(), context, V.set_fake_mode(fake_mode):
         traced = _decomposed(module, inputs, fake_mode)
         result = next(iter(traced.graph.find_nodes(op="output")))
         result.meta["user_visible_output_idxs"] = [

@@ -16,6 +16,8 @@ from torch.fx.graph import _BoxedCodeGen
 from planner.emit import Programs
 
 State = dict[int, Any]
+DIES = "dies_in_slice"
+"""Key in the `meta` of a placeholder: whether its slice is the last one to read it, and nobody else holds it."""
 ABSENT = -1
 """Slot of the primals whose gradients are not handed over, because no tangent arrived that they depend on."""
 
@@ -134,7 +136,8 @@ def _slice(
     needed.update(dict.fromkeys(r for r in results if isinstance(r, fx.Node) and r not in inside))
     copies = {node: graph.placeholder(node.name) for node in needed}
     for node, placeholder in copies.items():
-        placeholder.meta = dict(node.meta)
+        held_by_caller = node.name.startswith("primals")
+        placeholder.meta = {**node.meta, DIES: last_piece[node] <= piece and not held_by_caller}
     for node in members:
         copies[node] = graph.node_copy(node, lambda n: copies[n])
     kept = [n for n in members if last_piece.get(n, -1) > piece]

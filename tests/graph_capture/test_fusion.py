@@ -55,7 +55,7 @@ def test_a_chain_of_pointwise_operators_is_one_operator() -> None:
 
 
 def test_a_kernel_costs_its_traffic() -> None:
-    """It reads what lies in memory, and writes what a kernel that is not generated reads; the launch is the writer's."""
+    """It reads what lies in memory, and writes what another kernel reads; the launch is the writer's."""
     graph, _ = fused(Chain(), torch.randn(6, 6))
     matrix = 36 * FLOAT
     assert the(graph, "sigmoid").seconds == pytest.approx(2 * matrix / CPU.bytes_per_second + CPU.launch_seconds)
