@@ -69,6 +69,12 @@ def add_planning(verb: argparse.ArgumentParser, *, start: bool = True) -> None:
         help="where the operators' seconds come from: a roofline of the device, measured on it, or FLOPs alone",
     )
     verb.add_argument(
+        "--compiler",
+        choices=("eager", "inductor"),
+        default="eager",
+        help="whose kernels will run the step: torch's own, or Inductor's, which fuse pointwise operators",
+    )
+    verb.add_argument(
         "--extra",
         action=_Extra,
         default={},
@@ -105,6 +111,7 @@ def planning_arguments(options: argparse.Namespace, *, default_seconds: float | 
         "gradient_accumulation": options.gradient_accumulation,
         "extra_bytes": options.extra,
         "costs": options.costs,
+        "compiler": options.compiler,
         "keep": options.keep,
         "recompute": options.recompute,
     }
@@ -120,10 +127,11 @@ def is_plan(options: argparse.Namespace) -> bool:
     """
     if not options.target.endswith(".json"):
         return False
-    if options.keep or options.recompute or options.extra or options.costs != "roofline":
+    settled = options.keep or options.recompute or options.extra
+    if settled or options.costs != "roofline" or options.compiler != "eager":
         raise PlannerError(
-            f"{options.target} is a plan, whose pins and prices are settled: --keep, --recompute, --extra and --costs "
-            "go with FILE_OR_MODULE:FACTORY"
+            f"{options.target} is a plan, whose pins and prices are settled: --keep, --recompute, --extra, --costs and "
+            "--compiler go with FILE_OR_MODULE:FACTORY"
         )
     return True
 
