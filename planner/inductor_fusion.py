@@ -98,7 +98,7 @@ class _Program:
         self.released = {names[i] for i in dying_inputs if hasattr(V.graph.graph_inputs[names[i]], "get_numel")}
         self.readers: dict[str, dict[str, int]] = {}  # buffer -> node that reads it -> position of the node
         self.fixed: list[int] = []  # positions of kernels that are called, not generated
-        for node in scheduler.name_to_node.values():
+        for node in (member for whole in scheduler.nodes for member in whole.get_nodes()):
             for dependency in node.read_writes.reads:
                 self.readers.setdefault(dependency.name, {})[node.get_name()] = node.min_order
             if node.is_extern():
