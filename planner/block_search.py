@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from graph_capture.capture import Capture, capture, resident_bytes, with_declared, workspace_model
 from graph_capture.fake import fake_copy, fake_inputs, fake_mode_of
+from graph_capture.fusion import Compiler
 from graph_capture.graph import Graph
 from graph_capture.huggingface import as_in_eager
 from graph_capture.inputs import resolve_inputs
@@ -83,6 +84,7 @@ def search(
     param_dtype: torch.dtype | None,
     solver: Solver | None,
     device: str | None,
+    compiler: Compiler,
     extra_bytes: dict[str, int],
     pins: Pins,
 ) -> BlockPlans:
@@ -91,7 +93,7 @@ def search(
     module, args, kwargs = resolve_inputs(model, example_inputs, example_kwargs)
     refuse_wrapper(module)
     names = tuple(names) if names is not None else find_blocks(module)
-    step = _Step.of(module, args, kwargs, names, loss_fn, param_dtype, device)
+    step = _Step.of(module, args, kwargs, names, loss_fn, param_dtype, device, compiler)
     check_matches([kind.captured.graph for kind in step.kinds], pins, whose=" inside of a block")
     kinds = [kind.pinned(pins) for kind in step.kinds]
     fixed = with_declared(_fixed_lines(module, args, kwargs, names, shards, param_dtype), extra_bytes)
@@ -160,6 +162,7 @@ class _Step:
         loss_fn: Callable[[Any], torch.Tensor] | None,
         param_dtype: torch.dtype | None,
         device: str | None,
+        compiler: Compiler,
     ) -> _Step:
         mode = fake_mode_of(module, (args, kwargs))
         twin = _cast(fake_copy(module, mode), param_dtype, mode)
@@ -177,7 +180,8 @@ class _Step:
         for name, block in blocks.items():
             with mode:
                 inputs = _as_dtype(detached((calls[name].args, calls[name].kwargs)), param_dtype, mode)
-            captured = capture(block, inputs[0], inputs[1], device=device, gradient_accumulation=False)
+            options: dict[str, Any] = {"device": device, "compiler": compiler, "gradient_accumulation": False}
+            captured = capture(block, inputs[0], inputs[1], **options)
             rows = describe_model(block).parameter_fingerprint
             key = f"{type(block).__qualname__} {rows} {captured.graph.fingerprint} {captured.program_fingerprint}"
             known = kinds.get(key)

@@ -111,6 +111,7 @@ def plan_blocks(
     param_dtype: torch.dtype | None = None,
     solver: Solver | None = None,
     device: str | None = None,
+    compiler: Compiler = "eager",
     extra_bytes: Mapping[str, int] | None = None,
     keep: Patterns = (),
     recompute: Patterns = (),
@@ -119,8 +120,8 @@ def plan_blocks(
 
     **Arguments:**
 
-    - `budget`, `example_inputs`, `example_kwargs`, `loss_fn`, `solver`, `device`, `extra_bytes`: as in
-      :func:`planner.plan`; the inputs are one rank's.
+    - `budget`, `example_inputs`, `example_kwargs`, `loss_fn`, `solver`, `device`, `compiler`, `extra_bytes`:
+      as in :func:`planner.plan`; the inputs are one rank's.
     - `blocks`: names of the modules to plan, as in `named_modules()`. Without it those of the outermost
       `nn.ModuleList`s, or `nn.Sequential`s, whose modules are of one class.
     - `shards`: over how many ranks `fully_shard` will shard the parameters. Parameters, gradients and FSDP's own
@@ -147,6 +148,7 @@ def plan_blocks(
         param_dtype=param_dtype,
         solver=solver,
         device=device,
+        compiler=compiler,
         extra_bytes=dict(extra_bytes or {}),
         pins=pins_of(keep, recompute),
     )

@@ -286,7 +286,7 @@ def _refuse_inductor(backend: PlannedBackend) -> None:
     if backend.compiler != "eager":
         raise WatchError(
             "the plan is compiled with Inductor, whose fused kernels are no operators of the plan: watch the model "
-            "with rewrite(model, plan, compiler='eager')"
+            "with a plan for compiler='eager'"
         )
 
 

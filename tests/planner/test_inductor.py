@@ -13,7 +13,17 @@ from torch._inductor import config, cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
 from torch.profiler import ProfilerActivity, profile
 
-from planner import InductorPeakWarning, Plan, RewriteError, measure_step, plan, rewrite
+from graph_capture.errors import CaptureError
+from planner import (
+    InductorPeakWarning,
+    Plan,
+    PlanMismatchError,
+    RewriteError,
+    export_policy,
+    measure_step,
+    plan,
+    rewrite,
+)
 from planner.compile_backend import checkpoint_planner  # registers the backend where the package is not installed
 from planner.inductor_peak import peak_without_in_place_bytes
 from solvers.auto import Auto
@@ -135,6 +145,56 @@ def test_a_plan_that_fits_by_in_place_forms_alone_is_said_so() -> None:
     with pytest.warns(InductorPeakWarning, match="more than its budget"):
         rewrite(model, tight, compiler="inductor")
     rewrite(model, wide, compiler="inductor")
+
+
+class Gelu(nn.Module):
+    """GPT-2's own approximation of GELU, a chain of pointwise operators, between matrix products; returns its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for part in self.parts:
+            y = part(x)
+            x = x + 0.5 * y * (1.0 + torch.tanh(0.8 * (y + 0.044715 * torch.pow(y, 3.0))))
+        return x.square().mean()
+
+
+@needs_compiler
+def test_a_plan_for_inductors_kernels_predicts_their_peak() -> None:
+    """What is fused is no operator of the plan; where nearly everything runs again, the numbers are still eager's."""
+    torch.manual_seed(0)
+    eager, x = Gelu(), torch.randn(256, 32)
+    options: dict[str, Any] = {"gradient_accumulation": False, "solver": Auto(work_limit=1)}
+    unfused = plan(eager, "75%", (x,), **options)
+    made = plan(eager, "75%", (x,), compiler="inductor", **options)
+    assert (made.compiler, unfused.compiler) == ("inductor", "eager")
+    assert len(made.to_graph()) < len(unfused.to_graph())
+    assert 0 < made.overhead < unfused.overhead
+    always = plan(eager, "1GiB", (x,), compiler="inductor", solver=RecomputeAlways())
+    for chosen in (made, always):
+        model = copy.deepcopy(eager)
+        rewrite(model, chosen)
+        given, expected = (step(m, m, x) for m in (model, eager))
+        assert_close(given, expected)
+    model = copy.deepcopy(eager)
+    rewrite(model, Plan.from_json(made.to_json()))
+    assert measure_step(model, x).peak_bytes == pytest.approx(made.predicted_peak_bytes, abs=64)
+
+
+def test_a_plan_for_inductors_kernels_runs_on_no_others() -> None:
+    model, inputs = small(), (tokens(0),)
+    made = plan(model, "1GiB", inputs, solver=StoreAll(), compiler="inductor")
+    with pytest.raises(PlanMismatchError, match="made for Inductor's kernels and is to run with compiler='eager'"):
+        rewrite(model, made, compiler="eager")
+    with pytest.raises(PlanMismatchError, match="export a plan that was made without compiler"):
+        export_policy(made, model, inputs)
+    call = torch.compile(model, backend="checkpoint_planner", options={"plan": made, "compiler": "eager"})
+    with pytest.raises(PlanMismatchError, match="made for Inductor's kernels"):
+        call(*inputs)
+    with pytest.raises(CaptureError, match="compiler is 'xla'"):
+        plan(model, "1GiB", inputs, compiler="xla")  # type: ignore[arg-type]
 
 
 @needs_compiler
