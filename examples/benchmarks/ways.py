@@ -3,7 +3,7 @@
 Each way makes a callable model out of a copy of the plain one, and says what it recomputes: by counting the operators
 that really run (eager's ways), or those of the forward and backward graphs that PyTorch's partitioner cut out of the
 joint graph (its own ways). FLOPs are exact where a formula is registered (:mod:`graph_capture.flops`); seconds are
-those of the roofline, the same for all ways, of unfused operators.
+those of the roofline, the same for all ways, with Inductor those of what is left of operators in fused kernels.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from graph_capture.costs import CostModel, Roofline
 from graph_capture.devices import DEVICES
 from graph_capture.dynamo import dynamo_settings, traceable
+from graph_capture.fusion import find_fusion
 from graph_capture.huggingface import as_in_eager
 from graph_capture.joint import drop_unused_statistics, storage_key, tensors_of
 from graph_capture.measured import Measured
@@ -79,6 +80,21 @@ def work_of(graph: fx.Graph, measured: CostModel | None = None) -> Work:
     return total
 
 
+def fused_work_of_recomputed(forward: fx.Graph, backward: fx.Graph) -> Work:
+    """What a backward graph runs again of a forward graph, in Inductor's kernels: by the traffic that fusion leaves."""
+    model, first = cost(), {node.name for node in forward.nodes if node.op == "call_function"}
+    calls = [node for node in backward.nodes if node.op == "call_function"]
+    fusion = find_fusion([calls], written=())
+    total = Work()
+    for node in calls:
+        if node.name not in first or node in fusion.readers or not makes_something(node):
+            continue
+        known = node in fusion.generated
+        price = model.price_of_kernel(*fusion.traffic_of(node)) if known else model.price(node)
+        total += Work(price.flops, price.seconds)
+    return total
+
+
 class Counter(TorchDispatchMode):
     """Adds up the work of the operators that run, backward included."""
 
@@ -109,12 +125,13 @@ class Counter(TorchDispatchMode):
 class Partitions:
     """What PyTorch's partitioner recomputed, found out while it works; `calls` grows if anything is compiled again.
 
-    With `measured`, operators are timed one by one, too.
+    With `measured`, operators are timed one by one, too. With `fused`, seconds are those of fused kernels.
     """
 
     recomputed: Work = Work()
     calls: int = 0
     measured: CostModel | None = None
+    fused: bool = False
 
     def __call__(self, joint: fx.GraphModule, inputs: Any, **options: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
         """Partition a joint graph and count both halves against it."""
@@ -123,6 +140,9 @@ class Partitions:
         joint.graph.eliminate_dead_code()
         whole = work_of(joint.graph, self.measured)
         forward, backward = min_cut_rematerialization_partition(joint, inputs, **options)
+        if self.fused:
+            self.recomputed += fused_work_of_recomputed(forward.graph, backward.graph)
+            return forward, backward
         self.recomputed += work_of(forward.graph, self.measured) + work_of(backward.graph, self.measured) - whole
         return forward, backward
 
@@ -168,8 +188,8 @@ def partitioned(model: nn.Module, ratio: float, run: Callable[[nn.Module], Any])
 
 
 def with_inductor(model: nn.Module, ratio: float, run: Callable[[nn.Module], Any]) -> Partitions:
-    """Compile in place with Inductor; what its partitioner recomputed is of operators before they are fused."""
-    found = Partitions()
+    """Compile in place with Inductor, which partitions before it fuses."""
+    found = Partitions(fused=True)
     place = "torch._inductor.compile_fx.min_cut_rematerialization_partition"
     with partition_settings(ratio), dynamo_settings(), mock.patch(place, found):
         _compile(model, "inductor")
