@@ -125,7 +125,7 @@ class _Builder:
         )
         nodes = tuple(d.node for d in self.drafts)
         bases = tuple(tuple(b) for b in self.bases)
-        inlined = frozenset(self.fusion.readers)
+        inlined = frozenset(self.fusion.inlined)
         return graph, Binding(self.joint, nodes, bases, self.value_of, forms, delivery, inlined)
 
     def _phases(self) -> tuple[list[fx.Node], list[fx.Node]]:
@@ -174,7 +174,7 @@ class _Builder:
             self._add_piece(node)
             return
         inputs = dict.fromkeys(v for i in node.all_input_nodes for v in self.value_of.get(i, ()))
-        if node in self.fusion.readers:
+        if node in self.fusion.inlined:
             self.value_of[node] = tuple(inputs)
             return
         keys = [storage_key(t) for t in tensors_of(node)]
@@ -264,7 +264,7 @@ class _Builder:
             pairs = []
             for form in in_place_forms(node):
                 sources = self.value_of[form.argument]
-                if form.argument in self.fusion.readers or not self._may_be_written_over(sources, index, delivery):
+                if form.argument in self.fusion.inlined or not self._may_be_written_over(sources, index, delivery):
                     continue
                 fits = len(sources) == 1 and values[sources[0]].size_bytes == values[draft.outputs[0]].size_bytes
                 if fits and values[sources[0]].kind == "activation" and len(draft.outputs) == 1:

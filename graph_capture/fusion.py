@@ -1,15 +1,16 @@
 """Which operators Inductor runs inside of the kernels of others: their results never lie in memory.
 
-Inductor generates one kernel for neighbouring pointwise operators and reductions. In a joint graph that is known
-before there is a schedule wherever a pointwise result has one reader, itself a part of a generated kernel, in the same
-phase: whenever the reader runs, it computes that result in passing. Such a node is *inlined*: it is no operator and
-makes no value, its reader reads in its place what it reads. The schedule may still decide everything else.
+Inductor generates one kernel for neighbouring pointwise operators and reductions, and a pointwise operator is computed
+anew in each kernel that reads it, as long as that is cheap. In a joint graph this is known before there is a schedule
+for a pointwise operator whose readers are all generated, in two cases:
 
-A reader far away would need the inlined node's inputs that long. So a node is inlined only if nothing else runs
-between the two, or if its inputs are no larger than its result. What a generated kernel costs is the traffic that is
-left (:meth:`Fusion.traffic_of`).
+- what it reads is no larger than what it makes: whoever kept its result could as well keep what it reads;
+- it has one reader, in the same phase, and nothing else runs between the two.
 
-An operator of another kind (matrix product, convolution, attention, random numbers, scatter) reads and writes memory.
+Such a node is *inlined*: it is no operator and makes no value, its readers read in its place what it reads, in the
+forward and in the backward phase. The schedule decides everything else. What a generated kernel costs is the traffic
+that is left (:meth:`Fusion.traffic_of`). An operator of another kind (matrix product, convolution, attention, random
+numbers, scatter) reads and writes memory.
 
 Written for torch 2.11 to 2.13: the list of what fuses is PyTorch's own, that of its min-cut partitioner.
 """
@@ -17,7 +18,7 @@ Written for torch 2.11 to 2.13: the list of what fuses is PyTorch's own, that of
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -56,25 +57,28 @@ DECOMPOSED = frozenset(
 _SOFTMAX = frozenset({aten._softmax, aten._softmax_backward_data, aten._log_softmax, aten._log_softmax_backward_data})
 
 
+MOST_OPERATORS = 30
+"""Inductor computes no longer chain in passing (its `realize_opcount_threshold`)."""
+SLACK = 1 / 16
+"""How much more than its result an operator may read and still be inlined, as a fraction: rows of statistics."""
+
+
 @dataclass(frozen=True)
 class Fusion:
     """What is fused in one joint graph whatever the schedule; nothing, if it was made by no compiler.
 
     **Fields:**
 
-    - `readers`: each inlined node, and each view of one, with the node that computes it in passing.
+    - `inlined`: each inlined node, and each view of one, with what its readers read in its place.
     - `generated`: the nodes that are parts of generated kernels, inlined or not.
     """
 
-    readers: Mapping[fx.Node, fx.Node] = field(default_factory=dict)
+    inlined: Mapping[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
     generated: frozenset[fx.Node] = frozenset()
 
     def sources(self, node: fx.Node) -> tuple[fx.Node, ...]:
-        """What a node reads from memory, once each: its arguments, an inlined one's arguments in its place."""
-        found: dict[fx.Node, None] = {}
-        for argument in node.all_input_nodes:
-            found.update(dict.fromkeys(self.sources(argument) if argument in self.readers else (argument,)))
-        return tuple(found)
+        """What a node reads from memory, once each: its arguments, an inlined one's sources in its place."""
+        return _sources(node, self.inlined)
 
     def may_be_written_over(self, maker: fx.Node) -> bool:
         """Whether a kernel may write its result over the one that a node makes: not over what is scattered into."""
@@ -103,19 +107,71 @@ def find_fusion(
     if compiler == "eager":
         return Fusion()
     generated = frozenset(n for nodes in phases for n in nodes if _is_generated(n))
-    readers: dict[fx.Node, fx.Node] = {}
+    finder = _Finder(generated, written)
     for nodes in phases:
+        finder.inline_small_reads(nodes)
+    for nodes in phases:
+        finder.inline_next_to_reader(nodes)
+    inlined: dict[fx.Node, tuple[fx.Node, ...]] = {}
+    for nodes in phases:
+        for node in nodes:
+            if node in finder.lengths:
+                inlined[node] = _sources(node, inlined)
+    return Fusion(inlined, generated)
+
+
+class _Finder:
+    """Decides what is inlined, in two passes."""
+
+    def __init__(self, generated: frozenset[fx.Node], written: Collection[int]) -> None:
+        self.generated, self.written = generated, written
+        self.sources: dict[fx.Node, tuple[fx.Node, ...]] = {}
+        self.lengths: dict[fx.Node, int] = {}  # inlined node, or view of one -> operators computed in passing
+
+    def inline_small_reads(self, nodes: Sequence[fx.Node]) -> None:
+        """Inline what reads no more than it makes, into each of its readers."""
+        for node in nodes:
+            if not self._may_be_inlined(node):
+                continue
+            sources = _sources(node, self.sources)
+            if self._length(node) <= MOST_OPERATORS and _held_bytes(sources) <= (1 + SLACK) * _bytes(node):
+                self._inline(node, sources)
+
+    def inline_next_to_reader(self, nodes: Sequence[fx.Node]) -> None:
+        """Inline what has one reader, an operator, between which and itself nothing runs; the last ones first."""
         position = {node: i for i, node in enumerate(nodes)}
         for node in reversed(nodes):
-            path = _path_to_reader(node, generated, position) if _is_pointwise(node) else ()
-            if not path or any(storage_key(t) in written for i in node.all_input_nodes for t in tensors_of(i)):
+            if node in self.lengths or not self._may_be_inlined(node):
                 continue
-            reader = path[-1]
+            readers = dict.fromkeys(_consumers(node))
+            reader = next(iter(readers))
+            if len(readers) > 1 or reader not in position or reader in self.lengths:
+                continue
             between = nodes[position[node] + 1 : position[reader]]
-            alone = all(_is_view(n) or readers.get(n) is reader for n in between)
-            if alone or _input_bytes(Fusion(readers, generated), node) <= _bytes(node):
-                readers.update(dict.fromkeys((node, *path[:-1]), reader))
-    return Fusion(readers, generated)
+            if self._length(node) < MOST_OPERATORS and all(_is_view(n) or n in self.lengths for n in between):
+                self._inline(node, _sources(node, self.sources))
+
+    def _may_be_inlined(self, node: fx.Node) -> bool:
+        if not _is_pointwise(node):
+            return False
+        readers = _consumers(node)
+        reads_written = any(storage_key(t) in self.written for i in node.all_input_nodes for t in tensors_of(i))
+        return bool(readers) and not reads_written and self.generated.issuperset(readers)
+
+    def _length(self, node: fx.Node) -> int:
+        return 1 + sum(self.lengths.get(i, 0) for i in node.all_input_nodes)
+
+    def _inline(self, node: fx.Node, sources: tuple[fx.Node, ...]) -> None:
+        length = self._length(node)
+        for one in (node, *_views(node)):
+            self.sources[one], self.lengths[one] = sources, length
+
+
+def _sources(node: fx.Node, inlined: Mapping[fx.Node, tuple[fx.Node, ...]]) -> tuple[fx.Node, ...]:
+    found: dict[fx.Node, None] = {}
+    for argument in node.all_input_nodes:
+        found.update(dict.fromkeys(inlined.get(argument, (argument,))))
+    return tuple(found)
 
 
 def statistics_bytes(node: fx.Node) -> int:
@@ -137,26 +193,15 @@ def copied_bytes(node: fx.Node) -> int:
     return _bytes_read(tensors_of(node.all_input_nodes[0])[0])
 
 
-def _path_to_reader(
-    node: fx.Node, generated: Collection[fx.Node], position: Mapping[fx.Node, int]
-) -> tuple[fx.Node, ...]:
-    """The views of a node, one of the other, and the one operator that reads the last; empty if there is none."""
-    path: list[fx.Node] = []
-    while True:
-        if len(node.users) != 1:
-            return ()
-        (node,) = node.users
-        path.append(node)
-        if node not in position:
-            return ()
-        if not _is_view(node):
-            return tuple(path) if node in generated else ()
-
-
 def _results(node: fx.Node) -> list[fx.Node]:
     """The node, or the pieces of its result."""
     pieces = [u for u in node.users if not isinstance(u.target, torch._ops.OpOverload) and u.op == "call_function"]
     return pieces or [node]
+
+
+def _views(node: fx.Node) -> list[fx.Node]:
+    """The views of a node, and those of its views."""
+    return [v for user in node.users if _is_view(user) for v in (user, *_views(user))]
 
 
 def _consumers(node: fx.Node) -> list[fx.Node]:
@@ -210,8 +255,8 @@ def _bytes(node: fx.Node) -> int:
     return sum(t.untyped_storage().nbytes() for t in tensors_of(node))
 
 
-def _input_bytes(fusion: Fusion, node: fx.Node) -> int:
+def _held_bytes(sources: Iterable[fx.Node]) -> int:
     """Bytes of the storages that a node keeps in memory by reading them; parameters and inputs are there anyway."""
-    made = (s for s in fusion.sources(node) if s.op == "call_function")
+    made = (s for s in sources if s.op == "call_function")
     storages = {storage_key(t): t.untyped_storage().nbytes() for s in made for t in tensors_of(s)}
     return sum(storages.values())

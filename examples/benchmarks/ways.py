@@ -87,7 +87,7 @@ def fused_work_of_recomputed(forward: fx.Graph, backward: fx.Graph) -> Work:
     fusion = find_fusion([calls], written=())
     total = Work()
     for node in calls:
-        if node.name not in first or node in fusion.readers or not makes_something(node):
+        if node.name not in first or node in fusion.inlined or not makes_something(node):
             continue
         known = node in fusion.generated
         price = model.price_of_kernel(*fusion.traffic_of(node)) if known else model.price(node)
