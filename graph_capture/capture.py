@@ -117,7 +117,7 @@ def capture(
             call = capture_call(twin._call_impl, fake_args, fake_kwargs)
             loss_call, loss = _loss(call, loss_fn)
             card = absent_card(module, target)
-            joint = call.joint(loss.outputs, card)
+            joint = call.joint(loss.outputs, card, compiler)
     resident = with_declared(resident_bytes(module, args, kwargs, target.allocation_bytes), extra_bytes or {})
     build = _Build(cost, workspace, resident, gradient_accumulation, type(module).__name__, card)
     graph, _ = dataclasses.replace(build, compiler=compiler)(joint)

@@ -26,8 +26,10 @@ from torch._guards import TracingContext, tracing
 from torch._inductor import config as inductor_config
 
 from graph_capture.cuda_kernels import move_to_cuda, with_cuda_attention
+from graph_capture.decompositions import decompositions_for
 from graph_capture.devices import Device
 from graph_capture.errors import CaptureError
+from graph_capture.fusion import Compiler
 from graph_capture.huggingface import as_in_eager
 from graph_capture.joint import Joint, partitioner
 from graph_capture.prepare import example_value, output_nodes, prepare
@@ -119,10 +121,11 @@ class CapturedCall:
     real_inputs: tuple[Any, ...] = ()
     grad_enabled: bool = True
 
-    def joint(self, loss_outputs: Sequence[int], card: Device | None = None) -> Joint:
+    def joint(self, loss_outputs: Sequence[int], card: Device | None = None, compiler: Compiler = "eager") -> Joint:
         """Trace the joint forward-backward graph, for a loss that comes from the given outputs.
 
-        With a `card` that is not here, the graph is the one that this card would run.
+        With a `card` that is not here, the graph is the one that this card would run. For a `compiler`, what it fuses
+        is taken apart (:mod:`~graph_capture.decompositions`).
         """
         found: list[Joint] = []
 
@@ -140,6 +143,7 @@ class CapturedCall:
                     list(prepared.example_inputs),
                     fw_compiler=_never,
                     bw_compiler=_never,
+                    decompositions=dict(decompositions_for(compiler)),
                     partition_fn=partitioner(sink),
                     keep_inference_input_mutations=True,
                 )

@@ -37,24 +37,20 @@ DECOMPOSED = frozenset(
     {
         aten._softmax,
         aten._softmax_backward_data,
-        aten._log_softmax,
-        aten._log_softmax_backward_data,
         aten.native_layer_norm,
         aten.native_layer_norm_backward,
         aten.native_group_norm,
         aten.native_group_norm_backward,
         aten._native_batch_norm_legit_functional,
         aten.native_batch_norm_backward,
-        aten.nll_loss_forward,
-        aten.nll_loss_backward,
         aten.slice_backward,
         aten.select_backward,
         aten.upsample_nearest2d,
         aten.upsample_bilinear2d,
     }
 )
-"""Operators that Inductor decomposes into pointwise ones and reductions, beside those that fuse as they are."""
-_SOFTMAX = frozenset({aten._softmax, aten._softmax_backward_data, aten._log_softmax, aten._log_softmax_backward_data})
+"""Operators that Inductor decomposes into pointwise ones and reductions; a cross-entropy is taken apart before."""
+_SOFTMAX = frozenset({aten._softmax, aten._softmax_backward_data})
 
 
 MOST_OPERATORS = 30

@@ -22,6 +22,7 @@ from torch._functorch.aot_autograd import aot_module_simplified
 from torch._guards import TracingContext
 
 from graph_capture.build import Binding
+from graph_capture.decompositions import decompositions_for
 from graph_capture.dynamo import aot_settings
 from graph_capture.fusion import Compiler
 from graph_capture.graph import Graph, Phase
@@ -63,7 +64,8 @@ class PlannedBackend:
     - `select_loss`: which outputs of a graph the loss comes from.
     - `decide`: the schedule for a joint graph; raises if there is none.
     - `records`: one entry for each graph compiled.
-    - `compiler`: `"eager"` runs torch's kernels one by one, `"inductor"` compiles the programs.
+    - `compiler`: `"eager"` runs torch's kernels one by one, `"inductor"` compiles the programs. `kernels`: those that
+      the schedules are made for.
     - `expect`: what the schedule that was decided for a graph is predicted to need, for messages.
     """
 
@@ -71,6 +73,7 @@ class PlannedBackend:
     decide: Decide
     records: list[CompileRecord] = field(default_factory=list)
     compiler: Compiler = "eager"
+    kernels: Compiler = "eager"
     expect: Expect = _expect_nothing
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -130,6 +133,7 @@ class PlannedBackend:
                 list(prepared.example_inputs),
                 fw_compiler=forward_compiler,
                 bw_compiler=backward_compiler,
+                decompositions=dict(decompositions_for(self.kernels)),
                 partition_fn=partitioner(partition),
                 keep_inference_input_mutations=True,
             )

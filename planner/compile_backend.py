@@ -84,11 +84,14 @@ def _planned(module: fx.GraphModule, example_inputs: Sequence[Any], options: Com
     decider = _decider_of_this_compilation(options)
     select_loss, decide = decider.callbacks(module, example_inputs)
     compiler = options.chosen_compiler
-    if options.given_plan is not None:
-        check_kernels(options.given_plan, compiler)
+    given = options.given_plan
+    if given is not None:
+        check_kernels(given, compiler)
     if compiler == "inductor":
         check_compiler(next((i.device.type for i in example_inputs if isinstance(i, torch.Tensor)), "cpu"))
-    run = PlannedBackend(select_loss, decide, compiler=compiler, expect=decider.expect)(module, example_inputs)
+    kernels = compiler if given is None else given.compiler
+    backend = PlannedBackend(select_loss, decide, compiler=compiler, kernels=kernels, expect=decider.expect)
+    run = backend(module, example_inputs)
     if decider.plan is not None and decider.plan.compiler != compiler:
         warn_if_over(decider.plan)
     while decider.changes:

@@ -70,7 +70,9 @@ def rewrite(
         warn_if_over(plan)
     keep_plans()
     decider = Decider(plan, on_change)
-    backend = PlannedBackend(decider.select_loss, decider.decide, compiler=compiler, expect=decider.expect)
+    backend = PlannedBackend(
+        decider.select_loss, decider.decide, compiler=compiler, kernels=plan.compiler, expect=decider.expect
+    )
     call = GuardedCall(model, backend, decider.changes, plan)
     model._compiled_call_impl = call  # type: ignore[assignment]
     return model

@@ -1,0 +1,65 @@
+"""What a cross-entropy loss consists of, for a compiler that fuses the parts.
+
+As one operator a logarithmic softmax writes a tensor as large as its input, and its backward reads and writes some
+more. Taken apart, all that lies in memory is a maximum and a sum for each row: the rest is pointwise, and computed in
+passing by whatever reads it. Inductor's own decompositions do that, but for the gradient of the negative
+log-likelihood: it scatters into zeros, and only a pass that merges what a schedule runs twice makes a comparison of it.
+Here it is one from the start.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch._decomp import get_decompositions
+
+from graph_capture.fusion import Compiler
+
+aten = torch.ops.aten
+MEAN = 1
+"""The reduction, as torch's kernels number it."""
+
+
+@functools.cache
+def decompositions_for(compiler: Compiler) -> Mapping[Any, Callable[..., Any]]:
+    """The operators that are taken apart while the joint graph is traced; none for eager kernels."""
+    if compiler == "eager":
+        return {}
+    apart = [aten._log_softmax, aten._log_softmax_backward_data, aten.nll_loss_forward, aten.nll_loss2d_forward]
+    ours = dict.fromkeys((aten.nll_loss_backward.default, aten.nll_loss2d_backward.default), nll_loss_backward)
+    return {**get_decompositions(apart), **ours}
+
+
+def nll_loss_backward(
+    grad_output: torch.Tensor,
+    self: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    reduction: int,
+    ignore_index: int,
+    total_weight: torch.Tensor,
+) -> torch.Tensor:
+    """Gradient of the negative log-likelihood: minus the outer gradient at each target, 0 elsewhere.
+
+    `self`: log-probabilities of shape (classes,), (batch, classes) or (batch, classes, height, width); `target`: of the
+    same shape without the classes; (1,) where there is no batch.
+    """
+    class_dim = 0 if self.dim() < 2 else 1
+    along_classes = [-1 if d == class_dim else 1 for d in range(self.dim())]
+    if reduction == MEAN:
+        grad_output = grad_output / total_weight
+    if self.dim() == 1 and target.dim() > 0:
+        target = target[0]
+    target = target.unsqueeze(class_dim)
+    if self.dim() > grad_output.dim() > 0:
+        grad_output = grad_output.unsqueeze(class_dim)
+    if weight is not None:
+        grad_output = grad_output * weight.reshape(along_classes)
+    grad_output = torch.where(target != ignore_index, grad_output, 0)
+    classes = torch.arange(self.shape[class_dim], device=self.device).reshape(along_classes)
+    # With an ignored target a class number that is out of range meets none: the outer gradient is 0 there anyway.
+    hit = torch.where(classes == target, -1.0, 0.0).to(self.dtype)
+    return hit * grad_output
