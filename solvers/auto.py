@@ -43,6 +43,9 @@ from solvers.verdict import INTERRUPTED
 CHECKMATE_OPERATORS, CHECKMATE_SHARE, CHECKMATE_NODES = 120, 0.3, 2_000
 """Up to so many operators Checkmate gets this share of the time, or so many branch-and-bound nodes of a work limit."""
 
+CHECKMATE_OPERATORS_BY_WORK = 40
+"""The same under a work limit: it counts nodes, and a larger program spends minutes before the first one is done."""
+
 OTHER_ORDERS_SHARE = 0.85
 """Share of the time for other orders of first executions, on graphs without a backward phase."""
 
@@ -127,7 +130,8 @@ class Auto(Solver):
     ) -> Solution:
         """The better one of `found` and Checkmate's answer, if the graph is small and the gap is open."""
         proven = found.status in (Status.OPTIMAL, Status.INFEASIBLE)
-        if proven or found.interrupted or len(graph) > CHECKMATE_OPERATORS or found.gap <= self.gap:
+        most = CHECKMATE_OPERATORS if self.work_limit is None else CHECKMATE_OPERATORS_BY_WORK
+        if proven or found.interrupted or len(graph) > most or found.gap <= self.gap:
             return found
         rest = self.time_limit_seconds - (time.monotonic() - started)
         if rest <= 0.0:

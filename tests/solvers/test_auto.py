@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ from solvers import (
     memory_floor,
     simulate,
 )
-from solvers.auto import CHECKMATE_SHARE
+from solvers.auto import CHECKMATE_OPERATORS, CHECKMATE_OPERATORS_BY_WORK, CHECKMATE_SHARE
 from tests.solvers.random_graphs import PLAIN, random_graph, training_chain
 
 GRAPH = training_chain(12)
@@ -64,7 +65,6 @@ def test_says_whose_the_schedule_and_the_bound_are() -> None:
 
 
 def test_segments_are_the_safety_net(monkeypatch: pytest.MonkeyPatch) -> None:
-    import dataclasses
     import math
 
     def nothing(self: SnapshotRefinement, graph: object, budget_bytes: int, hints: object = None) -> solvers.Solution:
@@ -122,3 +122,26 @@ def test_the_best_of_everything_is_never_worse_than_the_parts() -> None:
         found = Auto(time_limit_seconds=8.0, work_limit=3, gap=0.0).solve(graph, budget)
         for part in (ChenGreedy(), Revolve(), Checkmate(time_limit_seconds=10.0)):
             assert found.overhead <= part.solve(graph, budget).overhead + 1e-9
+
+
+def test_under_a_work_limit_checkmate_is_asked_about_small_graphs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its program counts nodes, and a large one's first node takes as long as the clock lets it."""
+    asked: list[int] = []
+
+    def open_gap(self: object, graph: Graph, budget_bytes: int, hints: object = None) -> solvers.Solution:
+        found = ChenGreedy().solve(graph, budget_bytes)
+        return dataclasses.replace(found, solver="snapshot", lower_bound=0.0)
+
+    def ask(self: object, graph: Graph, budget_bytes: int, hints: object = None) -> solvers.Solution:
+        asked.append(len(graph))
+        return StoreAll().solve(graph, budget_bytes)
+
+    monkeypatch.setattr(SnapshotRefinement, "solve", open_gap)
+    monkeypatch.setattr(Checkmate, "solve", ask)
+    small, large = training_chain(12), training_chain(24)
+    assert len(small) <= CHECKMATE_OPERATORS_BY_WORK < len(large) <= CHECKMATE_OPERATORS
+    for graph in (small, large):
+        budget_bytes = simulate(graph, Schedule.store_all(graph)).peak_bytes * 7 // 10
+        assert Auto(work_limit=1).solve(graph, budget_bytes).schedule is not None
+        assert Auto().solve(graph, budget_bytes).schedule is not None
+    assert asked == [len(small), len(small), len(large)]
