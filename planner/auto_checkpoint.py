@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import inspect
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -42,15 +44,30 @@ def auto_checkpoint(
     - `on_change`: as in :func:`planner.rewrite`.
     - `compiler`, `options`: as in :func:`planner.plan`; `start` may be the plan of an earlier run.
 
-    The budget is read now; the model is planned at its first call in training mode with gradients. Until then, and at
-    every call without gradients, it runs as it is. In a data-parallel run the first rank plans for all of them.
+    The budget and the options' names are read now; the model is planned at its first call in training mode with
+    gradients. Until then, and at every call without gradients, it runs as it is. In a data-parallel run the first rank
+    plans for all of them. Raises :class:`~planner.errors.BudgetError`, and `TypeError` for an unknown option.
     """
     parse_budget(budget)
+    check_options(options)
     refuse_wrapper(model)
     refuse_checkpointing(model)
     keep_plans()
     model._compiled_call_impl = _FirstStep(model, budget, on_plan, on_change, compiler, options)  # type: ignore[assignment]
     return model
+
+
+def check_options(options: Collection[str]) -> None:
+    """Raise `TypeError` for what :func:`planner.plan` does not take, or is known from the first step."""
+    from planner.api import plan
+
+    known = [p for p in inspect.signature(plan).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    names = {parameter.name for parameter in known} - {"compiler"}
+    for option in options:
+        if option not in names:
+            near = difflib.get_close_matches(option, names, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise TypeError(f"{option!r} is no option of planning: {hint}They are {', '.join(sorted(names))}")
 
 
 def waits_for_first_step(model: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from planner.auto_checkpoint import OnPlan, auto_checkpoint, waits_for_first_step
+from planner.auto_checkpoint import OnPlan, auto_checkpoint, check_options, waits_for_first_step
 from planner.backend import Compiler
 from planner.budget import Budget, parse_budget
 from planner.decide import OnChange
@@ -41,6 +41,7 @@ class TrainerSession:
             raise ValueError(f"{sorted(options)} are for making a plan, and plan=... is made already: leave them out")
         if budget is not None:
             parse_budget(budget)
+            check_options(options)
         self.budget, self.on_plan, self.options = budget, on_plan, options
         self.on_change: OnChange = on_change
         self.compiler: Compiler | None = compiler

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from planner import BudgetError, InfeasibleBudgetError, InvalidPlanError, Plan, auto_checkpoint, plan
 from solvers import Auto, ChenGreedy
@@ -81,3 +82,12 @@ def test_a_start_of_another_step_is_refused_at_the_first_step() -> None:
     model = auto_checkpoint(given.model, "60%", solver=QUICK, start=foreign)
     with pytest.raises(InvalidPlanError, match=r"but a plan for torch\.nn\.modules\.linear\.Linear"):
         model(*given.args, **given.kwargs)
+
+
+def test_a_misspelt_option_is_refused_at_once() -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match="'time_limit' is no option of planning: did you mean 'time_limit_seconds'"):
+        auto_checkpoint(model, "1GiB", time_limit=3)
+    with pytest.raises(TypeError, match="'example_inputs' is no option of planning"):
+        auto_checkpoint(model, "1GiB", example_inputs=())
+    assert model._compiled_call_impl is None
