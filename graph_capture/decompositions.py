@@ -1,10 +1,13 @@
-"""What a cross-entropy loss consists of, for a compiler that fuses the parts.
+"""What a cross-entropy loss and a batch normalisation consist of, for a compiler that fuses the parts.
 
 As one operator a logarithmic softmax writes a tensor as large as its input, and its backward reads and writes some
 more. Taken apart, all that lies in memory is a maximum and a sum for each row: the rest is pointwise, and computed in
 passing by whatever reads it. Inductor's own decompositions do that, but for the gradient of the negative
 log-likelihood: it scatters into zeros, and only a pass that merges what a schedule runs twice makes a comparison of it.
 Here it is one from the start.
+
+Batch normalisation, taken apart, makes its result pointwise from its input and two numbers for each channel: where the
+result is wanted again, its reductions do not run again, nor does the update of the running statistics.
 """
 
 from __future__ import annotations
@@ -28,9 +31,10 @@ def decompositions_for(compiler: Compiler) -> Mapping[Any, Callable[..., Any]]:
     """The operators that are taken apart while the joint graph is traced; none for eager kernels."""
     if compiler == "eager":
         return {}
-    apart = [aten._log_softmax, aten._log_softmax_backward_data, aten.nll_loss_forward, aten.nll_loss2d_forward]
+    losses = [aten._log_softmax, aten._log_softmax_backward_data, aten.nll_loss_forward, aten.nll_loss2d_forward]
+    norms = [aten._native_batch_norm_legit_functional, aten.native_batch_norm_backward]
     ours = dict.fromkeys((aten.nll_loss_backward.default, aten.nll_loss2d_backward.default), nll_loss_backward)
-    return {**get_decompositions(apart), **ours}
+    return {**get_decompositions([*losses, *norms]), **ours}
 
 
 def nll_loss_backward(

@@ -41,15 +41,13 @@ DECOMPOSED = frozenset(
         aten.native_layer_norm_backward,
         aten.native_group_norm,
         aten.native_group_norm_backward,
-        aten._native_batch_norm_legit_functional,
-        aten.native_batch_norm_backward,
         aten.slice_backward,
         aten.select_backward,
         aten.upsample_nearest2d,
         aten.upsample_bilinear2d,
     }
 )
-"""Operators that Inductor decomposes into pointwise ones and reductions; a cross-entropy is taken apart before."""
+"""Operators that Inductor decomposes into pointwise ones and reductions; what is taken apart before is none of them."""
 _SOFTMAX = frozenset({aten._softmax, aten._softmax_backward_data})
 
 
@@ -134,14 +132,14 @@ class _Finder:
                 self._inline(node, sources)
 
     def inline_next_to_reader(self, nodes: Sequence[fx.Node]) -> None:
-        """Inline what has one reader, an operator, between which and itself nothing runs; the last ones first."""
+        """Inline what one operator reads, itself or in passing, before anything else runs; the last ones first."""
         position = {node: i for i, node in enumerate(nodes)}
         for node in reversed(nodes):
             if node in self.lengths or not self._may_be_inlined(node):
                 continue
-            readers = dict.fromkeys(_consumers(node))
+            readers = self._operators_that_read(node)
             reader = next(iter(readers))
-            if len(readers) > 1 or reader not in position or reader in self.lengths:
+            if len(readers) > 1 or reader not in position:
                 continue
             between = nodes[position[node] + 1 : position[reader]]
             if self._length(node) < MOST_OPERATORS and all(_is_view(n) or n in self.lengths for n in between):
@@ -153,6 +151,13 @@ class _Finder:
         readers = _consumers(node)
         reads_written = any(storage_key(t) in self.written for i in node.all_input_nodes for t in tensors_of(i))
         return bool(readers) and not reads_written and self.generated.issuperset(readers)
+
+    def _operators_that_read(self, node: fx.Node) -> set[fx.Node]:
+        """Who reads a node, in the place of an inlined reader who reads that."""
+        found: set[fx.Node] = set()
+        for reader in _consumers(node):
+            found |= self._operators_that_read(reader) if reader in self.lengths else {reader}
+        return found
 
     def _length(self, node: fx.Node) -> int:
         return 1 + sum(self.lengths.get(i, 0) for i in node.all_input_nodes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -200,7 +200,8 @@ def test_a_plan_for_inductors_kernels_runs_on_no_others() -> None:
 
 
 @needs_compiler
-def test_random_operators_batch_norm_and_in_place_operators_run_again() -> None:
+@pytest.mark.parametrize("kernels", ["eager", "inductor"])
+def test_random_operators_batch_norm_and_in_place_operators_run_again(kernels: Literal["eager", "inductor"]) -> None:
     """Nearly every operator runs several times; statistics change once and dropout draws eager's numbers."""
     torch.manual_seed(0)
     parts = (
@@ -213,7 +214,7 @@ def test_random_operators_batch_norm_and_in_place_operators_run_again() -> None:
     )
     eager, image = nn.Sequential(*parts), torch.randn(2, 3, 6, 6)
     model = copy.deepcopy(eager)
-    made = plan(model, "1GiB", (image,), loss_fn=torch.sum, solver=RecomputeAlways())
+    made = plan(model, "1GiB", (image,), loss_fn=torch.sum, solver=RecomputeAlways(), compiler=kernels)
     rewrite(model, made, compiler="inductor")
     random = [i for i, o in enumerate(made.to_graph().operators) if o.random_state_bytes]
     assert any(made.to_schedule().order.count(i) > 1 for i in random)
