@@ -19,7 +19,8 @@ from torch import fx
 from graph_capture.costs import CostModel, Price
 from graph_capture.delivery import Delivery, plan_delivery
 from graph_capture.errors import CaptureError
-from graph_capture.fusion import Compiler, Fusion, copied_bytes, find_fusion, statistics_bytes
+from graph_capture.fusible import copied_bytes, statistics_bytes
+from graph_capture.fusion import Compiler, Fusion, find_fusion
 from graph_capture.graph import Graph, Operator, Phase, Value
 from graph_capture.in_place import InPlaceForm, in_place_forms
 from graph_capture.joint import Joint, is_mutation, is_random, storage_key, tensors_of
@@ -105,7 +106,13 @@ class _Builder:
                 self.storage_value[storage_key(tensor)] = None
             self.value_of[node] = ()
         forward, backward = self._phases()
-        self.fusion = find_fusion((forward, backward), self.written, self.compiler)
+        trained = {
+            storage_key(t)
+            for primal, gradient in zip(self.joint.primals, self.joint.gradients, strict=True)
+            if isinstance(gradient, fx.Node)
+            for t in tensors_of(primal)
+        }
+        self.fusion = find_fusion(forward, backward, written=self.written, trained=trained, compiler=self.compiler)
         for node in forward:
             self._add(node, "forward")
         self._add_tangents()
@@ -170,13 +177,14 @@ class _Builder:
             self._new_values(node, draft)
 
     def _add(self, node: fx.Node, phase: Phase) -> None:
+        if node in self.fusion.inlined:
+            read = (i for source in node.all_input_nodes for i in self.value_of.get(source, ()))
+            self.value_of[node] = tuple(dict.fromkeys(read))
+            return
         if node.target.__name__ == "getitem" and not isinstance(node.target, torch._ops.OpOverload):  # type: ignore[union-attr]
             self._add_piece(node)
             return
         inputs = dict.fromkeys(v for i in node.all_input_nodes for v in self.value_of.get(i, ()))
-        if node in self.fusion.inlined:
-            self.value_of[node] = tuple(inputs)
-            return
         keys = [storage_key(t) for t in tensors_of(node)]
         if keys and all(k in self.storage_value for k in keys) and not is_mutation(node) and not is_random(node):
             self.value_of[node] = self._values_at(keys)

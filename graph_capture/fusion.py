@@ -4,57 +4,48 @@ Inductor generates one kernel for neighbouring pointwise operators and reduction
 anew in each kernel that reads it, as long as that is cheap. In a joint graph this is known before there is a schedule
 for a pointwise operator whose readers are all generated, in two cases:
 
-- what it reads is no larger than what it makes: whoever kept its result could as well keep what it reads;
-- it has one reader, in the same phase, and nothing else runs between the two.
+- it reads one tensor of its own shape, the others being broadcast: whoever kept its result could as well keep that one;
+- one operator reads it, in the same phase, and nothing else runs between the two.
 
 Such a node is *inlined*: it is no operator and makes no value, its readers read in its place what it reads, in the
 forward and in the backward phase. The schedule decides everything else. What a generated kernel costs is the traffic
 that is left (:meth:`Fusion.traffic_of`). An operator of another kind (matrix product, convolution, attention, random
 numbers, scatter) reads and writes memory.
 
-Written for torch 2.11 to 2.13: the list of what fuses is PyTorch's own, that of its min-cut partitioner.
+No decision depends on the size of a batch. Two exceptions: a node of the backward phase that reads a parameter stays
+where it is, before the parameter's gradient is handed over, since a hook may then change the parameter; and what is
+dear to compute on a CPU (:data:`HEAVY`), or reads much, and is read again behind an operator that Inductor calls, lies
+in memory there.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import bisect
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
 from torch import fx
-from torch._functorch.partitioners import get_default_op_list
 
 from graph_capture.flops import flops_of
-from graph_capture.joint import is_mutation, is_random, storage_key, tensors_of
+from graph_capture.fusible import bytes_read, consumers, is_generated, is_pointwise, is_view, results, views
+from graph_capture.joint import storage_key, tensors_of
 
 Compiler = Literal["eager", "inductor"]
 """Whose kernels run a step: PyTorch's own one by one, or those that Inductor generates."""
 
-aten = torch.ops.aten
-DECOMPOSED = frozenset(
-    {
-        aten._softmax,
-        aten._softmax_backward_data,
-        aten.native_layer_norm,
-        aten.native_layer_norm_backward,
-        aten.native_group_norm,
-        aten.native_group_norm_backward,
-        aten.slice_backward,
-        aten.select_backward,
-        aten.upsample_nearest2d,
-        aten.upsample_bilinear2d,
-    }
-)
-"""Operators that Inductor decomposes into pointwise ones and reductions; what is taken apart before is none of them."""
-_SOFTMAX = frozenset({aten._softmax, aten._softmax_backward_data})
-
-
 MOST_OPERATORS = 30
 """Inductor computes no longer chain in passing (its `realize_opcount_threshold`)."""
-SLACK = 1 / 16
-"""How much more than its result an operator may read and still be inlined, as a fraction: rows of statistics."""
+
+MOST_READS = 4
+"""It computes nothing twice that reads more tensors (its `realize_reads_threshold`)."""
+
+HEAVY = frozenset(
+    {"exp", "log", "log10", "log1p", "log2", "sigmoid", "tanh", "elu", "gelu", "mish", "silu", "softplus"}
+    | {"gelu_backward", "silu_backward"}
+)
+"""Nor, on a CPU, what holds one of these (its `should_realize_on_reuse`)."""
 
 
 @dataclass(frozen=True)
@@ -84,52 +75,65 @@ class Fusion:
         It reads its sources. It writes what an operator that is not generated reads, and what the step returns: the
         rest is read in the kernel that makes it, also when it is made again for the backward pass.
         """
-        moved = sum(_bytes_read(t) for source in self.sources(node) for t in tensors_of(source))
-        written = [n for n in _results(node) if not all(u in self.generated for u in _consumers(n))]
-        moved += sum(_bytes_read(t) for n in written for t in tensors_of(n))
+        moved = sum(bytes_read(t) for source in self.sources(node) for t in tensors_of(source))
+        written = [n for n in results(node) if not all(u in self.generated for u in consumers(n))]
+        moved += sum(bytes_read(t) for n in written for t in tensors_of(n))
         return moved, int(bool(written))
 
 
 def find_fusion(
-    phases: Sequence[Sequence[fx.Node]], written: Collection[int], compiler: Compiler = "inductor"
+    forward: Sequence[fx.Node],
+    backward: Sequence[fx.Node],
+    *,
+    written: Collection[int] = (),
+    trained: Collection[int] = (),
+    compiler: Compiler = "inductor",
 ) -> Fusion:
     """The fusion of a joint graph.
 
-    `phases`: the nodes of forward and backward, each in captured order. `written`: storages that the step writes into,
-    whose readers stay where they are.
+    `forward`, `backward`: nodes in captured order. `written`: storages that the step writes into, whose readers stay
+    where they are. `trained`: storages of what gets a gradient.
     """
     if compiler == "eager":
         return Fusion()
-    generated = frozenset(n for nodes in phases for n in nodes if _is_generated(n))
+    generated = frozenset(n for n in (*forward, *backward) if is_generated(n))
     finder = _Finder(generated, written)
-    for nodes in phases:
-        finder.inline_small_reads(nodes)
-    for nodes in phases:
-        finder.inline_next_to_reader(nodes)
+    finder.inline_alike(forward)
+    finder.inline_alike(backward, stay=trained)
+    for phase in (forward, backward):
+        finder.inline_next_to_reader(phase)
+    finder.store_what_is_computed_twice(forward, backward)
     inlined: dict[fx.Node, tuple[fx.Node, ...]] = {}
-    for nodes in phases:
-        for node in nodes:
-            if node in finder.lengths:
-                inlined[node] = _sources(node, inlined)
+    for node in (*forward, *backward):
+        if node in finder.lengths:
+            inlined[node] = _sources(node, inlined)
     return Fusion(inlined, generated)
 
 
 class _Finder:
-    """Decides what is inlined, in two passes."""
+    """Decides what is inlined.
+
+    **Fields:**
+
+    - `lengths`: each inlined node, or view of one, with the number of operators that are computed in passing for it.
+    - `alike`: the storages of its own shape that such a node reads, directly or through inlined ones.
+    """
 
     def __init__(self, generated: frozenset[fx.Node], written: Collection[int]) -> None:
         self.generated, self.written = generated, written
-        self.sources: dict[fx.Node, tuple[fx.Node, ...]] = {}
-        self.lengths: dict[fx.Node, int] = {}  # inlined node, or view of one -> operators computed in passing
+        self.lengths: dict[fx.Node, int] = {}
+        self.alike: dict[fx.Node, dict[int, int]] = {}  # storage -> bytes of one element
+        self.reads: dict[fx.Node, frozenset[int]] = {}  # all storages that are read, of any shape
 
-    def inline_small_reads(self, nodes: Sequence[fx.Node]) -> None:
-        """Inline what reads no more than it makes, into each of its readers."""
+    def inline_alike(self, nodes: Sequence[fx.Node], stay: Collection[int] = ()) -> None:
+        """Inline what reads one tensor of its own shape, and none of the storages in `stay`, into all its readers."""
         for node in nodes:
-            if not self._may_be_inlined(node):
+            if not self._may_be_inlined(node) or self._length(node) > MOST_OPERATORS:
                 continue
-            sources = _sources(node, self.sources)
-            if self._length(node) <= MOST_OPERATORS and _held_bytes(sources) <= (1 + SLACK) * _bytes(node):
-                self._inline(node, sources)
+            alike, (result,) = self._alike(node), tensors_of(node)
+            small = all(size <= result.element_size() for size in alike.values())
+            if len(alike) <= 1 and small and not self._reads(node).intersection(stay):
+                self._inline(node)
 
     def inline_next_to_reader(self, nodes: Sequence[fx.Node]) -> None:
         """Inline what one operator reads, itself or in passing, before anything else runs; the last ones first."""
@@ -142,30 +146,73 @@ class _Finder:
             if len(readers) > 1 or reader not in position:
                 continue
             between = nodes[position[node] + 1 : position[reader]]
-            if self._length(node) < MOST_OPERATORS and all(_is_view(n) or n in self.lengths for n in between):
-                self._inline(node, _sources(node, self.sources))
+            if self._length(node) < MOST_OPERATORS and all(is_view(n) or n in self.lengths for n in between):
+                self._inline(node)
+
+    def store_what_is_computed_twice(self, *phases: Sequence[fx.Node]) -> None:
+        """Take back what Inductor would rather keep than compute again behind an operator that it calls."""
+        dear: set[fx.Node] = set()
+        places = [_Places(nodes, self.generated) for nodes in phases]
+        for node in [n for nodes in phases for n in nodes if n in self.lengths]:
+            if len(self._reads(node)) > MOST_READS or _is_heavy(node) or dear.intersection(node.all_input_nodes):
+                dear.add(node)
+                readers = self._operators_that_read(node)
+                if any(place.apart(readers) for place in places):
+                    for one in (node, *views(node)):
+                        self.lengths.pop(one, None)
+                    dear.discard(node)
 
     def _may_be_inlined(self, node: fx.Node) -> bool:
-        if not _is_pointwise(node):
+        if not is_pointwise(node):
             return False
-        readers = _consumers(node)
+        readers = consumers(node)
         reads_written = any(storage_key(t) in self.written for i in node.all_input_nodes for t in tensors_of(i))
         return bool(readers) and not reads_written and self.generated.issuperset(readers)
 
     def _operators_that_read(self, node: fx.Node) -> set[fx.Node]:
         """Who reads a node, in the place of an inlined reader who reads that."""
         found: set[fx.Node] = set()
-        for reader in _consumers(node):
+        for reader in consumers(node):
             found |= self._operators_that_read(reader) if reader in self.lengths else {reader}
         return found
 
     def _length(self, node: fx.Node) -> int:
         return 1 + sum(self.lengths.get(i, 0) for i in node.all_input_nodes)
 
-    def _inline(self, node: fx.Node, sources: tuple[fx.Node, ...]) -> None:
-        length = self._length(node)
-        for one in (node, *_views(node)):
-            self.sources[one], self.lengths[one] = sources, length
+    def _alike(self, node: fx.Node) -> dict[int, int]:
+        (result,) = tensors_of(node)
+        found: dict[int, int] = {}
+        for argument in node.all_input_nodes:
+            for tensor in tensors_of(argument):
+                if tensor.shape == result.shape and argument.op == "call_function":
+                    own = {storage_key(tensor): tensor.element_size()}
+                    found |= self.alike[argument] if argument in self.lengths else own
+        return found
+
+    def _reads(self, node: fx.Node) -> frozenset[int]:
+        found: set[int] = set()
+        for argument in node.all_input_nodes:
+            own = {storage_key(t) for t in tensors_of(argument)}
+            found |= self.reads[argument] if argument in self.lengths else own
+        return frozenset(found)
+
+    def _inline(self, node: fx.Node) -> None:
+        length, alike, reads = self._length(node), self._alike(node), self._reads(node)
+        for one in (node, *views(node)):
+            self.lengths[one], self.alike[one], self.reads[one] = length, alike, reads
+
+
+class _Places:
+    """Where the operators of a phase stand, and those that Inductor calls."""
+
+    def __init__(self, nodes: Sequence[fx.Node], generated: Collection[fx.Node]) -> None:
+        self.position = {node: i for i, node in enumerate(nodes)}
+        self.called = [i for i, n in enumerate(nodes) if n not in generated and not is_view(n) and _runs(n)]
+
+    def apart(self, readers: Collection[fx.Node]) -> bool:
+        """Whether one of the readers that are in this phase stands behind a called operator, and another before it."""
+        at = [self.position[r] for r in readers if r in self.position]
+        return bool(at) and bisect.bisect(self.called, min(at)) != bisect.bisect(self.called, max(at))
 
 
 def _sources(node: fx.Node, inlined: Mapping[fx.Node, tuple[fx.Node, ...]]) -> tuple[fx.Node, ...]:
@@ -175,89 +222,11 @@ def _sources(node: fx.Node, inlined: Mapping[fx.Node, tuple[fx.Node, ...]]) -> t
     return tuple(found)
 
 
-def statistics_bytes(node: fx.Node) -> int:
-    """Scratch memory of a generated operator: a softmax has a maximum, a sum and its logarithm for each row."""
-    target = node.target
-    assert isinstance(target, torch._ops.OpOverload)
-    if target.overloadpacket not in _SOFTMAX:
-        return 0
-    place = next(i for i, argument in enumerate(target._schema.arguments) if argument.name == "dim")
-    (result,) = tensors_of(node)
-    rows = result.numel() // max(1, result.shape[cast("int", node.args[place])] if result.dim() else 1)
-    return 3 * rows * max(4, result.element_size())
+def _is_heavy(node: fx.Node) -> bool:
+    name = str(node.target).removeprefix("aten.").split(".")[0]
+    return name in HEAVY and all(t.device.type == "cpu" for t in tensors_of(node))
 
 
-def copied_bytes(node: fx.Node) -> int:
-    """Scratch memory of a called operator beyond eager's: what is scattered into an embedding is masked in a copy."""
-    if node.target is not aten.embedding_dense_backward.default:
-        return 0
-    return _bytes_read(tensors_of(node.all_input_nodes[0])[0])
-
-
-def _results(node: fx.Node) -> list[fx.Node]:
-    """The node, or the pieces of its result."""
-    pieces = [u for u in node.users if not isinstance(u.target, torch._ops.OpOverload) and u.op == "call_function"]
-    return pieces or [node]
-
-
-def _views(node: fx.Node) -> list[fx.Node]:
-    """The views of a node, and those of its views."""
-    return [v for user in node.users if _is_view(user) for v in (user, *_views(user))]
-
-
-def _consumers(node: fx.Node) -> list[fx.Node]:
-    """Who reads a node, through any views of it; the output node for what is returned."""
-    found: list[fx.Node] = []
-    for user in node.users:
-        found += _consumers(user) if _is_view(user) else [user]
-    return found
-
-
-@functools.cache
-def _fusible() -> frozenset[Any]:
-    return frozenset(get_default_op_list().fusible_ops)
-
-
-def _is_generated(node: fx.Node) -> bool:
-    """Whether Inductor generates a kernel for an operator, rather than calling one."""
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or is_random(node) or is_mutation(node) or flops_of(node):
-        return False
-    return torch.Tag.pointwise in target.tags or target.overloadpacket in _fusible() | DECOMPOSED
-
-
-def _is_pointwise(node: fx.Node) -> bool:
-    """Whether an operator makes each element of its one result, a storage of its own, from a few elements."""
-    if not _is_generated(node) or _is_view(node) or len(tensors_of(node)) != 1:
-        return False
-    target = node.target
-    assert isinstance(target, torch._ops.OpOverload)
-    return torch.Tag.pointwise in target.tags or target.overloadpacket in _CREATE_OR_CONVERT
-
-
-_CREATE_OR_CONVERT = frozenset({aten._to_copy, aten.arange, aten.full, aten.scalar_tensor, aten.triu, aten.tril})
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Whether a node's results all lie in storages of its inputs."""
-    if node.op != "call_function" or is_mutation(node):
-        return False
-    given = {storage_key(t) for i in node.all_input_nodes for t in tensors_of(i)}
-    made = [storage_key(t) for t in tensors_of(node)]
-    return bool(made) and all(key in given for key in made)
-
-
-def _bytes_read(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor; an expanded one is no larger than what it lies in."""
-    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
-
-
-def _bytes(node: fx.Node) -> int:
-    return sum(t.untyped_storage().nbytes() for t in tensors_of(node))
-
-
-def _held_bytes(sources: Iterable[fx.Node]) -> int:
-    """Bytes of the storages that a node keeps in memory by reading them; parameters and inputs are there anyway."""
-    made = (s for s in sources if s.op == "call_function")
-    storages = {storage_key(t): t.untyped_storage().nbytes() for s in made for t in tensors_of(s)}
-    return sum(storages.values())
+def _runs(node: fx.Node) -> bool:
+    """Whether a node is an operator, and no piece of one's result."""
+    return isinstance(node.target, torch._ops.OpOverload)

@@ -31,6 +31,6 @@ def schedules_of_start(graph: Graph, start: Start | None) -> tuple[Schedule, ...
         made_for = f", but a plan for {start.model.class_name}" if isinstance(start, Plan) else ""
         raise InvalidPlanError(
             f"`start` is no schedule of this training step{made_for} ({error}); make it for the same model, inputs, "
-            "loss and pins, or leave it out"
+            "loss, compiler and pins, or leave it out"
         ) from error
     return (schedule,)

@@ -84,7 +84,7 @@ def fused_work_of_recomputed(forward: fx.Graph, backward: fx.Graph) -> Work:
     """What a backward graph runs again of a forward graph, in Inductor's kernels: by the traffic that fusion leaves."""
     model, first = cost(), {node.name for node in forward.nodes if node.op == "call_function"}
     calls = [node for node in backward.nodes if node.op == "call_function"]
-    fusion = find_fusion([calls], written=())
+    fusion = find_fusion([], calls)
     total = Work()
     for node in calls:
         if node.name not in first or node in fusion.inlined or not makes_something(node):

@@ -134,3 +134,110 @@ def test_a_captured_step_knows_its_kernels() -> None:
     assert inductor.eager_peak_bytes == eager.eager_peak_bytes
     with pytest.raises(CaptureError, match="'eager' or 'inductor'"):
         capture(Chain(), (torch.randn(6, 6),), compiler="xla")  # type: ignore[arg-type]
+
+
+class Scaled(nn.Module):
+    """Layer scale: in the backward, the gradient's product with the scale is read by operators of a later slice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.gamma = nn.Parameter(torch.rand(1, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(torch.nn.functional.gelu(self.into(x)) * self.gamma).square().mean()
+
+
+def test_a_parameter_is_read_before_its_gradient_is_handed_over() -> None:
+    """A hook may change it then, as an optimizer in the backward does."""
+    joint = joint_of(Scaled(), torch.randn(6, 6))
+    graph, binding = build_graph(joint, Roofline(CPU), NoWorkspace(), compiler="inductor")
+    (gamma,) = (p for p in joint.primals if p.meta["val"].shape == (1, 6))
+    ends = binding.delivery.slice_ends
+    handed_over = ends[binding.delivery.slice_of[joint.primals.index(gamma)]]
+    readers = [
+        i
+        for i, node in enumerate(binding.nodes)
+        if node is not None and gamma in read_in_passing(node, binding) and graph.operators[i].phase == "backward"
+    ]
+    assert readers
+    assert max(readers) <= handed_over
+
+
+def read_in_passing(node: torch.fx.Node, binding: Binding) -> set[torch.fx.Node]:
+    """What an operator reads, itself or in passing."""
+    found: set[torch.fx.Node] = set()
+    for argument in node.all_input_nodes:
+        found |= read_in_passing(argument, binding) if argument in binding.inlined else {argument}
+    return found
+
+
+class Pieces(nn.Module):
+    """What is computed in passing is taken apart, and each piece is read by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(6, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        one, other = (self.map(x) * 2.0).chunk(2, -1)
+        return (torch.tanh(one) * other).sum()
+
+
+def test_pieces_of_what_is_computed_in_passing_are_so_too() -> None:
+    graph, binding = fused(Pieces(), torch.randn(6, 6))
+    assert forward_of(graph)[0] == "addmm"
+    assert "mul" not in forward_of(graph)[1:2]
+    assert {"aten.split.Tensor"} <= {str(n.target) for n in binding.inlined}
+
+
+class Positions(nn.Module):
+    """A position's embedding, which has no batch, is added to a token's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(9, 6), nn.Embedding(8, 6)
+        self.map = nn.Linear(6, 6)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        h = self.tokens(ids) + self.positions(torch.arange(8))
+        return (h + self.map(nn.functional.layer_norm(h, (6,)))).square().mean()
+
+
+def test_what_is_inlined_does_not_depend_on_the_batch() -> None:
+    shapes = [fused(Positions(), torch.zeros(b, 8, dtype=torch.long))[0].structure_fingerprint for b in (1, 4, 20)]
+    assert len(set(shapes)) == 1
+
+
+class Complex(nn.Module):
+    """Inductor calls all operators on complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        turned = torch.view_as_complex(self.map(x).view(6, 3, 2)) * 1j * 0.5
+        return torch.view_as_real(turned).sum()
+
+
+def test_what_inductor_calls_lies_in_memory() -> None:
+    graph, _ = fused(Complex(), torch.randn(6, 6))
+    assert forward_of(graph) == ["addmm", "mul", "mul", "sum"]
+
+
+class Gates(nn.Module):
+    """A sigmoid is read at once, and again behind a matrix product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = torch.sigmoid(self.one(x))
+        return (self.other(x + gate.mean(0)) * gate).sum()
+
+
+def test_what_is_dear_is_not_computed_again_behind_a_called_operator() -> None:
+    graph, _ = fused(Gates(), torch.randn(6, 6))
+    assert "sigmoid" in forward_of(graph)
