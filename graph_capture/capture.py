@@ -263,6 +263,8 @@ def _loss(call: CapturedCall, loss_fn: LossFn | None) -> tuple[CapturedCall | No
     chosen = outputs_of_loss(loss_call.real_inputs, call.outputs)
     if not chosen or not differentiable_outputs(loss_call.module):
         raise CaptureError("loss_fn does not depend on any output of the model that requires a gradient")
+    if not loss_call.module.graph.find_nodes(op="output")[0].all_input_nodes[0].op.startswith("call"):
+        return None, LossChoice("inside the model", chosen)  # `loss_fn` only picks one of the outputs
     return loss_call, LossChoice("loss_fn", chosen)
 
 

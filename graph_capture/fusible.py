@@ -48,7 +48,12 @@ def statistics_bytes(node: fx.Node) -> int:
 
 
 def copied_bytes(node: fx.Node) -> int:
-    """Scratch memory of a called operator beyond eager's: what is scattered into an embedding is masked in a copy."""
+    """Scratch memory of a called operator beyond eager's.
+
+    What is scattered into an embedding is masked in a copy; results of complex numbers are made twice.
+    """
+    if any(t.is_complex() for t in tensors_of(node)):
+        return sum(bytes_read(t) for t in tensors_of(node))
     if node.target is not aten.embedding_dense_backward.default:
         return 0
     return bytes_read(tensors_of(node.all_input_nodes[0])[0])

@@ -47,3 +47,27 @@ def test_images(name: str) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     images = torch.ones(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     _fits_exactly(model, images, IMAGES[name])
+
+
+class WithLoss(nn.Module):
+    """Returns its loss among other things, under a name that nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = self.map(x).tanh()
+        return {"objective": y.square().mean(), "y": y}
+
+
+def test_a_loss_fn_may_only_pick_an_output() -> None:
+    model, x = WithLoss(), torch.ones(16, 8)
+    model(x)["objective"].backward()
+    expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    planned = plan(model, "300%", (x,), loss_fn=lambda result: result["objective"])
+    assert planned.loss.location == "inside the model"
+    rewrite(model, planned)
+    model(x)["objective"].backward()
+    assert all(torch.equal(p.grad, e) for p, e in zip(model.parameters(), expected, strict=True) if p.grad is not None)
