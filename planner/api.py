@@ -130,7 +130,8 @@ def capture_with_peak(
     refuse_checkpointing(module)
     with unwatched():
         captured = capture(module, args, kwargs, **options)
-    captured = dataclasses.replace(captured, graph=pinned(captured.graph, pins))
+    unless = "" if captured.compiler == "eager" else "one that Inductor computes in passing has nothing to pin"
+    captured = dataclasses.replace(captured, graph=pinned(captured.graph, pins, unless=unless))
     seconds = time.perf_counter() - started
     if captured.eager_peak_bytes is None:
         store_all = simulate_store_all(captured.graph)

@@ -79,13 +79,13 @@ class Decision:
     place: str
 
 
-def pinned(graph: Graph, pins: Pins, *, strict: bool = True) -> Graph:
+def pinned(graph: Graph, pins: Pins, *, strict: bool = True, unless: str = "") -> Graph:
     """The graph with its pins; the same graph if there are none.
 
     **Arguments:**
 
     - `strict`: whether a pattern that matches no module is an error; where a plan is made again for another mode of the
-      model, a module may have nothing to compute.
+      model, a module may have nothing to compute. `unless`: as of :func:`check_matches`.
 
     Raises :class:`~planner.errors.PinError`.
     """
@@ -94,7 +94,7 @@ def pinned(graph: Graph, pins: Pins, *, strict: bool = True) -> Graph:
     graph = unpinned(graph)
     decisions = decisions_of(graph, pins)
     if strict:
-        check_matches([graph], pins)
+        check_matches([graph], pins, unless=unless)
     operators = tuple(
         dataclasses.replace(o, recomputable=False, keep_reason=f"{ASKED_FOR} {d.pattern!r}")
         if o.recomputable and d is not None and d.kind == "keep"
@@ -182,12 +182,13 @@ def matching(graph: Graph, pins: Pins) -> Pins:
     )
 
 
-def check_matches(graphs: Iterable[Graph], pins: Pins, *, whose: str = "") -> None:
+def check_matches(graphs: Iterable[Graph], pins: Pins, *, whose: str = "", unless: str = "") -> None:
     """Raise :class:`~planner.errors.PinError` for a pattern that matches no module in any of the graphs.
 
     **Arguments:**
 
-    - `whose`: whose modules they are, for the message, where that is not the whole model.
+    - `whose`: whose modules they are, for the message, where that is not the whole model. `unless`: why a module that
+      does compute something may not be among them.
     """
     modules = {module for graph in graphs for module in _modules(graph)}
     names = sorted({path for module in modules for path in _around(module)} - {""})
@@ -198,8 +199,8 @@ def check_matches(graphs: Iterable[Graph], pins: Pins, *, whose: str = "") -> No
         near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.5)
         near = near or [name for name in names if last and last.lower() in name.lower()][:5] or names[:5]
         raise PinError(
-            f"{kind}={pattern!r} matches no module{whose} that computes anything in the forward pass; near it: "
-            f"{', '.join(near) or 'nothing, there are no submodules'}"
+            f"{kind}={pattern!r} matches no module{whose} that computes anything in the forward pass"
+            f"{f' ({unless})' if unless else ''}; near it: {', '.join(near) or 'nothing, there are no submodules'}"
         )
 
 

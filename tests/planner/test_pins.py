@@ -310,3 +310,11 @@ def test_the_page_says_what_was_asked_for(both: Plan) -> None:
     page = plan_page(both)
     assert "h.*.attn: h.{0-2}.attn" in page
     assert "must be kept" in page
+
+
+def test_a_module_that_inductor_computes_in_passing_has_nothing_to_pin() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 1))
+    inputs = (torch.ones(4, 8),)
+    assert plan(model, "1GiB", inputs, loss_fn=torch.sum, keep="1", solver=ChenGreedy())
+    with pytest.raises(PinError, match=r"one that Inductor computes in passing has nothing to pin\); near it: 0"):
+        plan(model, "1GiB", inputs, loss_fn=torch.sum, keep="1", solver=ChenGreedy(), compiler="inductor")
