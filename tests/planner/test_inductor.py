@@ -168,9 +168,11 @@ def test_a_plan_for_inductors_kernels_bounds_their_peak() -> None:
     eager, x = Gelu(), torch.randn(256, 32)
     options: dict[str, Any] = {"gradient_accumulation": False, "solver": Auto(work_limit=1)}
     unfused = plan(eager, "48%", (x,), **options)
-    made = plan(eager, "48%", (x,), compiler="inductor", **options)
+    stored = plan(eager, "1GiB", (x,), compiler="inductor", gradient_accumulation=False, solver=StoreAll())
+    made = plan(eager, stored.predicted_peak_bytes * 93 // 100, (x,), compiler="inductor", **options)
     assert (made.compiler, unfused.compiler) == ("inductor", "eager")
     assert len(made.to_graph()) < len(unfused.to_graph())
+    assert unfused.predicted_peak_bytes > stored.predicted_peak_bytes
     assert 0 < made.overhead < unfused.overhead
     always = plan(eager, "1GiB", (x,), compiler="inductor", solver=RecomputeAlways())
     for chosen in (made, always):
