@@ -13,7 +13,8 @@ eager's, the median of pairs, both sides of each pair taken in the same round. A
 (seconds or FLOPs), peaks lower or is faster; losses are listed below the table, with what explains them.
 
 With ``--plans`` plans by the roofline and by FLOPs are read from a folder, or written there, so that a second run, on a
-quiet machine, need not solve again; Inductor's own cache on disk does the same for compilation.
+quiet machine, need not solve again (they are of this version of the planner: empty the folder after a change);
+Inductor's own cache on disk does the same for compilation.
 """
 
 from __future__ import annotations
