@@ -20,8 +20,8 @@ from graph_capture.costs import CostModel, Price
 from graph_capture.delivery import Delivery, plan_delivery
 from graph_capture.errors import CaptureError
 from graph_capture.fusible import copied_bytes, statistics_bytes
-from graph_capture.fusion import Compiler, Fusion, find_fusion
-from graph_capture.graph import Graph, Operator, Phase, Value
+from graph_capture.fusion import Fusion, find_fusion
+from graph_capture.graph import Compiler, Graph, Operator, Phase, Value
 from graph_capture.in_place import InPlaceForm, in_place_forms
 from graph_capture.joint import Joint, is_mutation, is_random, storage_key, tensors_of
 from graph_capture.workspace import Footprint, NoWorkspace, WorkspaceModel

@@ -25,8 +25,7 @@ from graph_capture.dynamo import CapturedCall, capture_call
 from graph_capture.eager import eager_peak_bytes, rounded_up
 from graph_capture.errors import CaptureError
 from graph_capture.fake import fake_copy, fake_inputs, fake_mode_of
-from graph_capture.fusion import Compiler
-from graph_capture.graph import Graph
+from graph_capture.graph import Compiler, Graph
 from graph_capture.inputs import resolve_inputs
 from graph_capture.joint import Joint
 from graph_capture.loss import LossChoice, check_scalar, choose_loss, insert_loss, outputs_of_loss

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch._decomp import get_decompositions
 
-from graph_capture.fusion import Compiler
+from graph_capture.graph import Compiler
 
 aten = torch.ops.aten
 MEAN = 1

@@ -29,7 +29,7 @@ from graph_capture.cuda_kernels import move_to_cuda, with_cuda_attention
 from graph_capture.decompositions import decompositions_for
 from graph_capture.devices import Device
 from graph_capture.errors import CaptureError
-from graph_capture.fusion import Compiler
+from graph_capture.graph import Compiler
 from graph_capture.huggingface import as_in_eager
 from graph_capture.joint import Joint, partitioner
 from graph_capture.prepare import example_value, output_nodes, prepare

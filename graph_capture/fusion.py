@@ -23,17 +23,14 @@ from __future__ import annotations
 import bisect
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import fx
 
 from graph_capture.flops import flops_of
 from graph_capture.fusible import bytes_read, consumers, is_generated, is_pointwise, is_view, results, views
+from graph_capture.graph import Compiler
 from graph_capture.joint import storage_key, tensors_of
-
-Compiler = Literal["eager", "inductor"]
-"""Whose kernels run a step: PyTorch's own one by one, or those that Inductor generates."""
 
 MOST_OPERATORS = 30
 """Inductor computes no longer chain in passing (its `realize_opcount_threshold`)."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Phase = Literal["forward", "loss", "backward"]
 ValueKind = Literal["activation", "output", "gradient"]
 PHASES: tuple[Phase, ...] = ("forward", "loss", "backward")
+Compiler = Literal["eager", "inductor"]
+"""Whose kernels run a step: PyTorch's own one by one, or those that Inductor generates."""
 VALUE_KINDS: tuple[ValueKind, ...] = ("activation", "output", "gradient")
 
 

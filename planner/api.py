@@ -12,8 +12,7 @@ import torch
 from graph_capture.capture import Capture, capture
 from graph_capture.costs import Costs, default_costs
 from graph_capture.devices import Device
-from graph_capture.fusion import Compiler
-from graph_capture.graph import Graph
+from graph_capture.graph import Compiler, Graph
 from graph_capture.inputs import resolve_inputs
 from graph_capture.watchers import unwatched
 from planner.budget import Budget, parse_budget

@@ -24,8 +24,7 @@ from torch._guards import TracingContext
 from graph_capture.build import Binding
 from graph_capture.decompositions import decompositions_for
 from graph_capture.dynamo import aot_settings
-from graph_capture.fusion import Compiler
-from graph_capture.graph import Graph, Phase
+from graph_capture.graph import Compiler, Graph, Phase
 from graph_capture.joint import Joint, partitioner
 from graph_capture.prepare import differentiable_outputs, output_nodes, prepare
 from graph_capture.watchers import watched_again

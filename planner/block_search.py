@@ -14,8 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from graph_capture.capture import Capture, capture, resident_bytes, with_declared, workspace_model
 from graph_capture.fake import fake_copy, fake_inputs, fake_mode_of
-from graph_capture.fusion import Compiler
-from graph_capture.graph import Graph
+from graph_capture.graph import Compiler, Graph
 from graph_capture.huggingface import as_in_eager
 from graph_capture.inputs import resolve_inputs
 from planner.api import plan_of

@@ -24,7 +24,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
-from graph_capture.fusion import Compiler
+from graph_capture.graph import Compiler
 from planner.budget import Budget, format_bytes
 from planner.decide import OnChange
 from planner.errors import PlanFileError, PlanMismatchError

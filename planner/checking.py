@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from graph_capture.capture import capture
-from graph_capture.fusion import Compiler
+from graph_capture.graph import Compiler
 from graph_capture.inputs import resolve_inputs
 from planner.budget import format_bytes
 from planner.errors import CaptureError, PlannerError

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from graph_capture.costs import Costs, default_costs
 from graph_capture.devices import Device, device_by_name
-from graph_capture.fusion import Compiler
+from graph_capture.graph import Compiler
 from planner.budget import Budget, parse_budget
 from planner.errors import RewriteError
 from planner.pins import Pins, pins_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from graph_capture.fusion import Compiler
+from graph_capture.graph import Compiler
 from planner.budget import format_bytes
 from planner.errors import PlanMismatchError
 from planner.export.blocks import without_reuse

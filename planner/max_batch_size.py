@@ -27,7 +27,7 @@ from graph_capture.costs import Costs
 from graph_capture.devices import Device
 from graph_capture.errors import CaptureError
 from graph_capture.fake import fake_mode_of
-from graph_capture.fusion import Compiler
+from graph_capture.graph import Compiler
 from planner.api import LossFn, capture_with_peak, plan_of
 from planner.budget import Budget, parse_budget
 from planner.errors import BudgetError, NoScheduleError, error_for_solution

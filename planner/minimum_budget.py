@@ -7,8 +7,7 @@ from typing import Any
 
 from graph_capture.costs import Costs
 from graph_capture.devices import Device
-from graph_capture.fusion import Compiler
-from graph_capture.graph import Graph
+from graph_capture.graph import Compiler, Graph
 from planner.api import LossFn, capture_with_peak
 from planner.pins import Patterns, pinned, pins_of
 from planner.warm_start import Start, schedules_of_start

@@ -15,8 +15,7 @@ import torch
 from graph_capture.capture import Capture
 from graph_capture.costs import Costs
 from graph_capture.devices import Device
-from graph_capture.fusion import Compiler
-from graph_capture.graph import Graph
+from graph_capture.graph import Compiler, Graph
 from planner.api import LossFn, capture_with_peak, plan_of
 from planner.budget import Budget, parse_budget
 from planner.by_partitioner import by_partitioner

@@ -23,8 +23,7 @@ from typing import Annotated, Any, Literal, NoReturn, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
-from graph_capture.fusion import Compiler
-from graph_capture.graph import Graph
+from graph_capture.graph import Compiler, Graph
 from planner.errors import InvalidPlanError, PlanFileError
 from planner.pins import Pins
 from planner.plan_judge import Claims, judge
