@@ -24,7 +24,7 @@ from graph_capture.fusion import Fusion, find_fusion
 from graph_capture.graph import Compiler, Graph, Operator, Phase, Value
 from graph_capture.in_place import InPlaceForm, in_place_forms
 from graph_capture.joint import Joint, is_mutation, is_random, storage_key, tensors_of
-from graph_capture.workspace import Footprint, NoWorkspace, WorkspaceModel
+from graph_capture.workspace import Footprint, WorkspaceModel
 
 LOSS_NAME = "loss"
 CPU_RANDOM_STATE_BYTES = 5056
@@ -302,14 +302,14 @@ class _Builder:
         return tuple(operators), forms
 
     def _footprint(self, node: fx.Node | None) -> Footprint:
-        if node is None or isinstance(self.workspace, NoWorkspace):
+        if node is None:
             return Footprint()
         if node in self.fusion.generated:
-            return Footprint(statistics_bytes(node))
-        footprint = self.workspace.of_node(node)
+            return self.workspace.of_kernel(statistics_bytes(node))
+        called = self.workspace.of_node(node)
         if self.compiler == "eager":
-            return footprint
-        return Footprint(footprint.scratch + copied_bytes(node), footprint.retained)
+            return called
+        return Footprint(called.scratch + self.workspace.of_kernel(copied_bytes(node)).scratch, called.retained)
 
     def _price(self, node: fx.Node) -> Price:
         if node not in self.fusion.generated:

@@ -83,13 +83,13 @@ def checkpoint_planner(
 def _planned(module: fx.GraphModule, example_inputs: Sequence[Any], options: CompileOptions) -> Callable[..., Any]:
     decider = _decider_of_this_compilation(options)
     select_loss, decide = decider.callbacks(module, example_inputs)
-    compiler = options.chosen_compiler
-    given = options.given_plan
+    given = decider.plan if options.plan is not None else None
+    kernels = options.chosen_compiler if given is None else given.compiler
+    compiler = options.compiler or kernels
     if given is not None:
         check_kernels(given, compiler)
     if compiler == "inductor":
         check_compiler(next((i.device.type for i in example_inputs if isinstance(i, torch.Tensor)), "cpu"))
-    kernels = compiler if given is None else given.compiler
     backend = PlannedBackend(select_loss, decide, compiler=compiler, kernels=kernels, expect=decider.expect)
     run = backend(module, example_inputs)
     if decider.plan is not None and decider.plan.compiler != compiler:

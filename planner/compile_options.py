@@ -78,8 +78,8 @@ class CompileOptions(BaseModel):
 
     @property
     def chosen_compiler(self) -> Compiler:
-        """The compiler that was given, else the plan's, else eager."""
-        return self.compiler or (self.given_plan.compiler if self.given_plan is not None else "eager")
+        """The compiler to plan for: the one that was given, else eager."""
+        return self.compiler or "eager"
 
     @property
     def pins(self) -> Pins:

@@ -37,18 +37,21 @@ def add_nesting(
     later = dict(rerun[-1])
     nested = [later]
     for i in range(len(instants) - 2, -1, -1):
-        later = _columns(program, rerun[i], later)
+        later = either_columns(program, rerun[i], later)  # rows (6)
         _supply(program, reduction, instants[i], keep[i], later)
         nested.append(later)
     return tuple(reversed(nested))
 
 
-def _columns(program: LinearProgram, now: Mapping[int, int], later: Mapping[int, int]) -> dict[int, int]:
-    """R[i,o] from r[i,o] and R[i+1,o], with rows (6); operators that share both share the new one too."""
+def either_columns(program: LinearProgram, one: Mapping[int, int], other: Mapping[int, int]) -> dict[int, int]:
+    """For each operator the column x, y ≤ z ≤ x + y of its columns x in `one` and y in `other`; z is x where y is not.
+
+    Operators that share both share the new one too.
+    """
     made: dict[tuple[int, ...], int] = {}
     columns: dict[int, int] = {}
-    for operator in {**now, **later}:
-        parts = tuple(p for p in (now.get(operator), later.get(operator)) if p is not None)
+    for operator in {**one, **other}:
+        parts = tuple(p for p in (one.get(operator), other.get(operator)) if p is not None)
         if len(parts) == 1:
             columns[operator] = parts[0]
             continue

@@ -32,6 +32,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from solvers.snapshot.milp import LinearProgram
+from solvers.snapshot.nesting import either_columns
 from solvers.snapshot.reduction import Reduction
 
 MOST_ROWS = 12_000
@@ -71,28 +72,11 @@ class WindowBuilder:
                 if len(self.program.row_lower) > most_rows:
                     return tuple(windows)
                 end = first + length
-                columns[first] = made = self._columns(columns[first], self.rerun[end - 1])
+                # rows (9)
+                columns[first] = made = either_columns(self.program, columns[first], self.rerun[end - 1])
                 self._supply(first, end, made)
                 windows.append(Window(first, end, made))
         return tuple(windows)
-
-    def _columns(self, before: Mapping[int, int], now: Mapping[int, int]) -> dict[int, int]:
-        """W[a,b,o] from W[a,b-1,o] and r[b-1,o], with rows (9); operators that share both share the new one too."""
-        made: dict[tuple[int, ...], int] = {}
-        columns: dict[int, int] = {}
-        for operator in {**before, **now}:
-            parts = tuple(p for p in (before.get(operator), now.get(operator)) if p is not None)
-            if len(parts) == 1:
-                columns[operator] = parts[0]
-                continue
-            if parts not in made:
-                # integral where r is, so nothing is to be branched on
-                made[parts] = column = self.program.add_column(integer=False)
-                self.program.at_least([*((p, 1.0) for p in parts), (column, -1.0)], 0.0)
-                for part in parts:
-                    self.program.at_least([(column, 1.0), (part, -1.0)], 0.0)
-            columns[operator] = made[parts]
-        return columns
 
     def _supply(self, first: int, end: int, columns: Mapping[int, int]) -> None:
         """Rows (10), (11), (12) of one window; (10) for its last segment, the others are those of shorter windows."""
