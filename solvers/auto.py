@@ -10,7 +10,7 @@ What it does, in this order:
 4. on graphs without a backward phase (the papers' layered graphs), :class:`~solvers.reordered.Reordered`: there the
    order of first executions is free, and worth more than recomputation;
 5. on small graphs whose gap stays open, :class:`~solvers.checkmate.Checkmate` with the rest of the time: exact in its
-   class, where memory inside of bursts of recomputation decides, which the relaxation does not see.
+   class, where memory inside of bursts of recomputation decides, of which the relaxation sees only a part.
 
 The cheapest schedule that the simulator accepts wins; `schedule_by` and `bound_by` say whose it is and whose the bound
 is. Ask :meth:`Auto.select` what it would rely on, and why.

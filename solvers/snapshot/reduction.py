@@ -14,9 +14,10 @@ Two exchanges make values superfluous. Let v have one consumer c, repeatable and
 than v. (1) An instance of v that was made before c first ran is never worth keeping after c: keep w instead, from
 the first run of c on. (`superseded`) (2) If moreover every other input of c is always at hand (tiny, or static, or
 not repeatable), then c may run directly after *any* run of v's producer, so v need not be in memory at any later
-instant at all. (`eliminated`) The second exchange may overfill memory inside of a burst of recomputation; the
-relaxation has no row there. Where c has a second input that has to be recomputed, (2) is wrong, and only (1) is used.
-Both mean to keep w in the place of v, so neither is used where w must not be held across the turn and v may be.
+instant at all. (`eliminated`) The second exchange may overfill memory while c is recomputed; the relaxation has no row
+there (:mod:`~solvers.snapshot.bursts`). Where c has a second input that has to be recomputed, (2) is wrong, and only
+(1) is used. Both mean to keep w in the place of v, so neither is used where w must not be held across the turn and v
+may be.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Reduction:
     - `last_use`: last operator that reads the value (its producer if none does).
     - `last_want`: last position at which the value can be of use, directly or to recompute something.
     - `static_bytes`: bytes that exist at position j in every schedule, without flexible values, in the worse regime.
+    - `between_bytes`: the same after position j has run, and before the next one does.
     - `in_place_bytes`: for each position, (source value, bytes) pairs that might be taken over.
     - `superseded`, `eliminated`: value -> its one consumer; the two exchanges of the module docstring.
     """
@@ -52,6 +54,7 @@ class Reduction:
     last_use: tuple[int, ...]
     last_want: tuple[int, ...]
     static_bytes: tuple[int, ...]
+    between_bytes: tuple[int, ...]
     in_place_bytes: tuple[tuple[tuple[int, int], ...], ...]
     superseded: dict[int, int]
     eliminated: dict[int, int]
@@ -109,6 +112,7 @@ def reduce(graph: Graph, store_all_peak_bytes: int, tiny_fraction: float = TINY_
     inputs = tuple(tuple(v for v in o.inputs if flexible[v]) for o in graph.operators)
     outputs = tuple(tuple(v for v in o.outputs if flexible[v]) for o in graph.operators)
     superseded, eliminated = _exchanges(graph, repeatable, flexible, inputs, outputs)
+    static, between = _static_bytes(graph, flexible, legal, last_use)
     return Reduction(
         graph=graph,
         repeatable=tuple(repeatable),
@@ -116,7 +120,8 @@ def reduce(graph: Graph, store_all_peak_bytes: int, tiny_fraction: float = TINY_
         outputs=outputs,
         last_use=tuple(last_use),
         last_want=tuple(last_want),
-        static_bytes=tuple(_static_bytes(graph, flexible, legal, last_use)),
+        static_bytes=static,
+        between_bytes=between,
         in_place_bytes=tuple(_in_place(graph, o, flexible, legal, last_use) for o in range(n)),
         superseded=superseded,
         eliminated=eliminated,
@@ -161,18 +166,20 @@ def _exchanges(
     return superseded, eliminated
 
 
-def _static_bytes(graph: Graph, flexible: list[bool], legal: list[bool], last_use: list[int]) -> list[int]:
-    """Constant bytes at each position, in the worse of the regimes that the graph asks for."""
+def _static_bytes(
+    graph: Graph, flexible: list[bool], legal: list[bool], last_use: list[int]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Constant bytes at each position and after it, in the worse of the regimes that the graph asks for."""
     n, values = len(graph), graph.values
-    steps = [0] * (n + 1)
+    born, dead = [0] * n, [0] * n
     for v, value in enumerate(values):
         if value.kind == "activation" and not flexible[v] and not legal[value.producer]:
-            steps[value.producer] += value.size_bytes
-            steps[last_use[v] + 1] -= value.size_bytes
+            born[value.producer] += value.size_bytes
+            dead[last_use[v]] += value.size_bytes
     constant = constant_bytes(graph, rereads=False)
-    static, running = [0] * n, 0
+    static, between, running = [0] * n, [0] * n, 0
     for j, operator in enumerate(graph.operators):
-        running += steps[j]
+        running += born[j]
         # tiny values of repeatable operators certainly exist only where they are read or made
         here = sum(
             values[v].size_bytes
@@ -180,7 +187,9 @@ def _static_bytes(graph: Graph, flexible: list[bool], legal: list[bool], last_us
             if values[v].kind == "activation" and not flexible[v] and legal[values[v].producer]
         )
         static[j] = running + here + constant.while_running[j]
-    return static
+        running -= dead[j]
+        between[j] = running + constant.afterwards[j]
+    return tuple(static), tuple(between)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ the decisions.
 Class: *ordered*: each operator first runs in captured order; repeatable operators run again any number of times,
 anywhere. Bound: the dual bound of a relaxation of this class, valid at any time limit. It says nothing about other
 orders of first executions, and supposes that the caller's loss, outputs and gradients are made once (an operator that
-makes one of them never repeats). Limits: memory inside of a burst of recomputation is not in the relaxation, so the
-gap need not close even when every instant is asked; on graphs whose backward pass may be recomputed as well there are
-more columns, and bounds are looser.
+makes one of them never repeats). Limits: of the memory inside of a burst of recomputation the relaxation sees what
+stays through it and what the operator at hand needs, not what is remade beside it (:mod:`~solvers.snapshot.bursts`), so
+the gap need not close even when every instant is asked; on graphs whose backward pass may be recomputed as well there
+are more columns, and bounds are looser.
 """
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ run of t_i to just before the run of t_{i+1}. Columns, for flexible values v and
     k[i,v] = 0                              v must be released, and t_i is the first operator of the loss (5)
 
 and a memory row at any position j of a segment (see :meth:`_Builder.memory_row`); what keeps the program tight when
-there are several instants is in :mod:`~solvers.snapshot.nesting` and :mod:`~solvers.snapshot.windows`. Every schedule
-that runs each operator first in captured order gives a point of these columns that satisfies all rows, whatever the
-instants and positions: a dual bound of the program is a lower bound on its recomputed seconds, and infeasibility is a
-proof.
-It stays a relaxation even with every instant, because memory *inside* of a burst of recomputation has no row.
+there are several instants is in :mod:`~solvers.snapshot.nesting` and :mod:`~solvers.snapshot.windows`, and memory while
+an operator is recomputed in :mod:`~solvers.snapshot.bursts`. Every schedule that runs each operator first in captured
+order gives a point of these columns that satisfies all rows, whatever the instants and positions: a dual bound of the
+program is a lower bound on its recomputed seconds, and infeasibility is a proof.
+It stays a relaxation even with every instant and every burst: what is remade in a burst does not count in its rows.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from solvers.snapshot.bursts import add_bursts
 from solvers.snapshot.milp import LinearProgram
 from solvers.snapshot.nesting import add_nesting
 from solvers.snapshot.reduction import Reduction
@@ -71,8 +72,11 @@ def build(
     rows: Collection[int] | None = None,
     surcharge_bytes: Mapping[int, int] | None = None,
     window_rows: int = MOST_ROWS,
+    bursts: Collection[int] = (),
 ) -> Relaxation:
     """The relaxation with these instants, and memory rows at them and at `rows` (`None`: at every position).
+
+    `bursts`: operators whose recomputation gets a memory row in every segment.
 
     With `surcharge_bytes`, bytes by position that are charged on top, it is no relaxation any more: its points are
     worth lifting, its bound and its infeasibility say nothing. `window_rows`: the most rows at which the program is
@@ -87,6 +91,8 @@ def build(
         builder.add_rerun_columns(i)
     for i in range(len(builder.instants)):
         builder.add_segment(i)
+    segments = zip(map(range, builder.instants, builder.ends), builder.rerun, builder.hold, strict=True)
+    add_bursts(builder.program, reduction, budget_bytes, builder.capacity, bursts, tuple(segments))
     nested = add_nesting(builder.program, reduction, builder.instants, builder.keep, builder.rerun)
     windows = WindowBuilder(builder.program, reduction, builder.instants, builder.keep, builder.rerun)
     return Relaxation(

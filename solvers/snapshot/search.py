@@ -7,22 +7,22 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from graph_capture.graph import Graph
 from solvers import compiled
 from solvers.hints import Hints, Progress
-from solvers.schedule import outside_loss
 from solvers.simulator import Simulation
 from solvers.snapshot.anneal import Annealer, Cooling
 from solvers.snapshot.engine import Answer, EnginePool, Limits, Outcome
+from solvers.snapshot.excess import Excess, excess_of
 from solvers.snapshot.incumbent import Incumbent, percent_of
 from solvers.snapshot.lift import lift
 from solvers.snapshot.project import project
 from solvers.snapshot.reduction import Reduction
 from solvers.snapshot.relaxation import PERCENT, Relaxation, build
+from solvers.snapshot.windows import MOST_ROWS
 from solvers.turn import released_order
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ class Search:
         if self.graph.released:
             self.instants.add(self.graph.last_forward + 1)  # the turn, where they must not be there
         self.rows: set[int] | None = set() if len(self.graph) > ALL_ROWS_LIMIT else None
+        self.bursts: set[int] = set()
         self._annealer: Annealer | None = None
         self.incumbent = Incumbent(self.graph, self.budget_bytes, self.baseline.peak_bytes, lambda: self.annealer)
         if self.graph.released:  # the store-all schedule is not allowed; mended, it is
@@ -178,12 +179,12 @@ class Search:
     def _refine_until_done(self) -> None:
         while not self.exhausted() and not self.closed() and not self.infeasible:
             self.rounds += 1
-            relaxation = build(self.reduction, self.budget_bytes, self.instants, self.rows)
+            relaxation = self.relaxation()
             answer = self.ask(relaxation)
             self.raise_bound(answer)
             if self.infeasible:
                 return
-            over = self.learn(self.lifted(relaxation, answer), answer) if answer.has_point else {}
+            over = self.learn(self.lifted(relaxation, answer), answer) if answer.has_point else Excess()
             if not self.closed():
                 self.consider_suggestions()
             if self.incumbent.order is None:
@@ -192,6 +193,18 @@ class Search:
                 self.polish_further()
             if self.rounds >= SURVEY_ROUND and not (self.surveyed or self.closed()):
                 self.survey()
+
+    def relaxation(
+        self,
+        rows: set[int] | None = None,
+        surcharge_bytes: Mapping[int, int] | None = None,
+        window_rows: int = MOST_ROWS,
+    ) -> Relaxation:
+        """The relaxation as it stands; `rows` in the place of those at hand."""
+        rows = self.rows if rows is None else rows
+        return build(
+            self.reduction, self.budget_bytes, self.instants, rows, surcharge_bytes, window_rows, bursts=self.bursts
+        )
 
     def raise_bound(self, answer: Answer) -> None:
         """What the answer to a relaxation proves: a bound, or that nothing fits."""
@@ -212,10 +225,10 @@ class Search:
         self.instants = {0, *self.widest_of_stretches()}
         if self.graph.released:
             self.instants.add(self.graph.last_forward + 1)
-        relaxation = build(self.reduction, self.budget_bytes, self.instants, self.rows, window_rows=SURVEY_ROWS)
+        relaxation = self.relaxation(window_rows=SURVEY_ROWS)
         answer = self.ask(relaxation, SURVEY_SHARE * self.options.time_limit_seconds)
         self.raise_bound(answer)
-        over = self.learn(self.lifted(relaxation, answer), answer) if answer.has_point else {}
+        over = self.learn(self.lifted(relaxation, answer), answer) if answer.has_point else Excess()
         if self.lower_bound > before:
             self.refine(over, answer)
         else:
@@ -285,11 +298,11 @@ class Search:
 
         return min(orders, key=rank)
 
-    def learn(self, order: list[int], answer: Answer) -> dict[int, int]:
-        """Judge a lifted sequence and mend it; returns where it went over the budget, with the bytes there."""
+    def learn(self, order: list[int], answer: Answer) -> Excess:
+        """Judge a lifted sequence and mend it; returns where it went over the budget."""
         simulation = self.incumbent.consider(order)
         ratio = simulation.peak_bytes / self.budget_bytes
-        over = positions_over(self.graph, order, simulation, self.budget_bytes)
+        over = excess_of(self.graph, order, simulation, self.budget_bytes)
         self.log(f"lifted: {percent_of(self.graph, simulation):.3f} % at {ratio:.5f} of the budget")
         good = answer.outcome is Outcome.OPTIMAL or answer.objective <= self.near(self.near(self.lower_bound))
         if 1.0 < ratio < (REPAIRABLE if good and self.rounds == 1 else REPAIRABLE_AT_A_LIMIT):
@@ -300,7 +313,7 @@ class Search:
                 self.mend(order, max(1.0, 0.12 * self.options.time_limit_seconds))
         return over
 
-    def repair(self, over: dict[int, int]) -> None:
+    def repair(self, over: Excess) -> None:
         """Charge what a lifted sequence had too much to the positions where it had it, and solve and lift again.
 
         The excess comes from what the relaxation does not count: tiny values, and bursts of recomputation.
@@ -308,12 +321,12 @@ class Search:
         for _ in range(REPAIRS_PER_ROUND):
             if not over or self.remaining_seconds() <= 0.0:
                 return
-            for j, live in over.items():
+            for j, live in over.at.items():
                 charged = self.surcharge_bytes.get(j, 0)  # where charging the excess did not help, charge more and more
                 excess = live - self.budget_bytes + int(SURCHARGE_STEP * self.budget_bytes)
                 self.surcharge_bytes[j] = max(3 * charged, charged + excess)
             rows = None if self.rows is None else self.rows | set(self.surcharge_bytes)
-            relaxation = build(self.reduction, self.budget_bytes, self.instants, rows, self.surcharge_bytes)
+            relaxation = self.relaxation(rows, surcharge_bytes=self.surcharge_bytes)
             answer = self.ask(relaxation, most_seconds=max(2.0, 0.1 * self.options.time_limit_seconds))
             if not answer.has_point:
                 self.surcharge_bytes.clear()
@@ -321,7 +334,7 @@ class Search:
             order = self.lifted(relaxation, answer)
             simulation = self.incumbent.consider(order)
             self.log(f"repaired: {percent_of(self.graph, simulation):.3f} %, {simulation.peak_bytes} bytes")
-            over = positions_over(self.graph, order, simulation, self.budget_bytes)
+            over = excess_of(self.graph, order, simulation, self.budget_bytes)
 
     def consider_suggestions(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Offer what the caller suggests, one order after the other; what nearly fits is annealed next."""
@@ -425,25 +438,21 @@ class Search:
         """Whether a walk whose best has so many percent may end."""
         return self.reached(percent) or self.remaining_seconds() <= 0.0 or (in_between and self.pool.answered())
 
-    def refine(self, over: dict[int, int], answer: Answer) -> bool:
-        """Add the worst positions, apart from each other, as instants, and rows at local maxima."""
+    def refine(self, over: Excess, answer: Answer) -> bool:
+        """Add the worst positions, apart from each other, as instants, and rows at local maxima and in bursts."""
         if answer.has_point and answer.objective - answer.dual_bound > 0.5 * (
             self.incumbent.percent - self.lower_bound
         ):
             self.relative_gap = max(self.relative_gap / 2, 1e-5)
         careful = self.rounds == 1 or (self.rounds <= CAREFUL_ROUNDS and self.incumbent.order is not None)
         most = INSTANTS_PER_ROUND if careful else 2 * INSTANTS_PER_ROUND
-        fresh: list[int] = []
-        for j in sorted(over, key=lambda j: -over[j]):
-            if j not in self.instants and all(abs(j - other) > INSTANTS_APART for other in fresh):
-                fresh.append(j)
-            if len(fresh) == most:
-                break
+        fresh = over.worst(most, INSTANTS_APART, self.instants)
         self.instants.update(fresh)
         if self.rows is not None:
-            near = (-3, -2, -1, 1, 2, 3)
-            self.rows |= {j for j in over if all(over[j] >= over.get(j + d, 0) for d in near)}
-        return bool(fresh)
+            self.rows |= over.local_maxima()
+        news = bool(fresh) or not self.bursts.issuperset(over.reruns)
+        self.bursts.update(over.reruns)
+        return news
 
     def polish_further(self) -> None:
         """Nothing new to ask: a tighter MILP next time, and the schedule at hand is annealed once more."""
@@ -466,21 +475,3 @@ class Search:
             if answer.has_point:
                 simulation = self.incumbent.consider(lift(self.reduction, relaxation, answer.columns))
                 self.log(f"with {size_bytes} bytes: a schedule that needs {simulation.peak_bytes}")
-
-
-def positions_over(graph: Graph, order: list[int], simulation: Simulation, budget_bytes: int) -> dict[int, int]:
-    """Captured position -> bytes where a sequence exceeds the budget; a burst counts for the operator behind it."""
-    executions = outside_loss(graph, order)
-    seen: set[int] = set()
-    is_first: list[bool] = []
-    for index in executions:
-        is_first.append(index not in seen)
-        seen.add(index)
-    over: dict[int, int] = {}
-    current = len(graph) - 1
-    for position in range(len(executions) - 1, -1, -1):
-        if is_first[position]:
-            current = executions[position]
-        if (live := simulation.timeline_bytes[position]) > budget_bytes:
-            over[current] = max(over.get(current, 0), live)
-    return over

@@ -57,7 +57,8 @@ def test_schedules_satisfy_every_row(block: int) -> None:
         # the two exchanges move schedules about: without them each schedule must be there as it is
         reduction = dataclasses.replace(reduce(graph, simulation.peak_bytes), superseded={}, eliminated={})
         instants = rng.sample(range(len(graph)), rng.randint(1, len(graph)))
-        relaxation = build(reduction, max(1, simulation.peak_bytes), instants, None)
+        bursts = rng.sample(range(len(graph)), rng.randint(0, len(graph)))
+        relaxation = build(reduction, max(1, simulation.peak_bytes), instants, None, bursts=bursts)
         point = project(reduction, relaxation, order)
         assert broken_row(relaxation, point) is None, f"seed {seed}"
         recomputed = sum(relaxation.program.costs[column] * value for column, value in point.items())

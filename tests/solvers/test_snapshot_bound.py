@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pytest
 
@@ -34,15 +34,22 @@ def pool() -> Iterator[EnginePool]:
         yield engines
 
 
-def bound(pool: EnginePool, graph: Graph, budget_bytes: int, instants: set[int], rows: set[int] | None) -> Answer:
+def bound(
+    pool: EnginePool,
+    graph: Graph,
+    budget_bytes: int,
+    instants: set[int],
+    rows: set[int] | None,
+    bursts: Collection[int] = (),
+) -> Answer:
     peak = simulate(graph, Schedule.store_all(graph)).peak_bytes
-    relaxation = build(reduce(graph, peak), budget_bytes, instants, rows)
+    relaxation = build(reduce(graph, peak), budget_bytes, instants, rows, bursts=bursts)
     return pool.solve(relaxation.program.serialized(), TIGHT)
 
 
 @pytest.mark.parametrize("block", range(20))
 def test_bound_is_below_the_optimum(pool: EnginePool, block: int) -> None:
-    """At random instants and rows, and at all of them; infeasible only if nothing fits."""
+    """At random instants and rows, and at all of them, with bursts and without; infeasible only if nothing fits."""
     for seed in range(20 * block, 20 * block + 20):
         rng = random.Random(seed)
         features, joint = rng.choice(FAMILIES)
@@ -54,8 +61,8 @@ def test_bound_is_below_the_optimum(pool: EnginePool, block: int) -> None:
             optimum = exact.overhead(budget) * PERCENT
             n = len(graph)
             some = set(rng.sample(range(n), rng.randint(1, min(4, n))))
-            for instants, rows in ((some, None), (some, set()), (set(range(n)), None)):
-                answer = bound(pool, graph, budget, instants, rows)
+            for instants, rows, bursts in ((some, None, ()), (some, set(), range(n)), (set(range(n)), None, range(n))):
+                answer = bound(pool, graph, budget, instants, rows, bursts)
                 where = f"seed {seed}, budget {budget}, instants {sorted(instants)}, optimum {optimum}"
                 if answer.outcome is Outcome.INFEASIBLE:
                     assert math.isinf(optimum), where
@@ -101,3 +108,15 @@ def test_windows_tighten_the_linear_relaxation(pool: EnginePool) -> None:
         bounds.append(pool.solve(relaxation.program.serialized(), TIGHT).dual_bound)
     assert bounds[0] == pytest.approx(100 / 3, abs=1e-3)
     assert 50.0 < bounds[1] <= 100 * 14 / 24
+
+
+def test_rows_in_bursts_reach_an_optimum_that_instants_do_not(pool: EnginePool) -> None:
+    """Six operators, each an instant: what must go so that one can be recomputed costs more than it seems to."""
+    rng = random.Random(73)
+    features, joint = rng.choice(FAMILIES)
+    graph = random_graph(73, rng.randint(3, 4) if joint else rng.randint(6, 8), features, joint)
+    optimum = BruteForce(graph).overhead(34) * PERCENT
+    instants = set(range(len(graph)))
+    without = bound(pool, graph, 34, instants, None).dual_bound
+    assert without < 0.8 * optimum
+    assert bound(pool, graph, 34, instants, None, range(len(graph))).dual_bound == pytest.approx(optimum, abs=1e-3)
