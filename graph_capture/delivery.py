@@ -2,7 +2,8 @@
 
 The rewritten model's backward runs in slices: as soon as a slice is done, its gradients are handed to autograd, which
 adds them to ``.grad``, runs hooks and lets DDP send them, as in eager. A slice ends where a gradient is complete;
-gradients that one autograd node of the original model makes together are handed over together.
+gradients that one autograd node of the original model makes together are handed over together, and small ones (a
+normalisation's scale, a bias) wait for the next larger one: each slice has a price, and kernels cannot be fused across.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ from torch import fx
 from torch._prims_common import is_non_overlapping_and_dense_or_false
 
 from graph_capture.joint import Joint, is_mutation, storage_key, tensors_of
+
+WAITING_SHARE, WAITING_BYTES = 1 / 32, 2**20
+"""Gradients that are complete wait for the next ones while they are at most this share of all gradients' bytes, and at
+most so many bytes: too few to make a bucket of DDP late."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,12 @@ def plan_delivery(
     # Without undetachable primals slice 0 is empty and ends with the loss: what AOTAutograd's node returns comes in
     # the order of its inputs, what the chain's nodes return in the order that is chosen here.
     empty = [] if undetachable else [first_backward - 1]
-    ends = empty + sorted({max(last_of_node[p], floor) for p in complete})
-    ordered = sorted(complete, key=lambda p: (_passes_another_node(joint.gradients[p]), p))
-    slice_of = {p: ends.index(max(last_of_node[p], floor)) for p in ordered}
+    size_of = {p: _bytes(tensors_of(joint.primals[p])[0]) for p in complete}
+    made = {p: max(last_of_node[p], floor) for p in complete}
+    end_of = _wait_for_larger(made, size_of, floor)
+    ends = empty + sorted(set(end_of.values()))
+    ordered = sorted(complete, key=lambda p: (made[p], _passes_another_node(joint.gradients[p]), p))
+    slice_of = {p: ends.index(end_of[p]) for p in ordered}
     of_value: dict[int, tuple[int, int]] = {}
     seen: set[fx.Node] = set()
     for primal in complete:
@@ -65,14 +73,32 @@ def plan_delivery(
         tensor, variable = tensors_of(gradient)[0], tensors_of(joint.primals[primal])[0]
         stolen = _obeys_layout_contract(tensor, variable) and gradient not in seen
         seen.add(gradient)
-        copy = 0 if stolen else variable.numel() * variable.element_size()
+        copy = 0 if stolen else size_of[primal]
         for value in value_of.get(gradient, ()):
             if phases[producer[value]] == "backward":
                 end, copied = of_value.get(value, (-1, 0))
                 of_value[value] = (max(end, ends[slice_of[primal]]), copied + copy)
-    sizes = (tensors_of(joint.primals[p])[0] for p in complete)
-    gradient_bytes = sum(t.numel() * t.element_size() for t in sizes)
-    return Delivery(tuple(ends), slice_of, frozenset(undetachable), of_value, gradient_bytes)
+    return Delivery(tuple(ends), slice_of, frozenset(undetachable), of_value, sum(size_of.values()))
+
+
+def _wait_for_larger(made: Mapping[int, int], size_of: Mapping[int, int], floor: int) -> dict[int, int]:
+    """For each primal the operator after which its gradient is handed over, not before it is `made`.
+
+    What is made by `floor` goes through AOTAutograd's node, and nothing else does.
+    """
+    most = min(WAITING_BYTES, WAITING_SHARE * sum(size_of.values()))
+    end_of: dict[int, int] = {}
+    waiting: list[int] = []
+    for end in sorted(set(made.values())):
+        waiting += [p for p in made if made[p] == end]
+        if end == floor or sum(size_of[p] for p in waiting) > most:
+            end_of |= dict.fromkeys(waiting, end)
+            waiting = []
+    return end_of | dict.fromkeys(waiting, max(made.values(), default=-1))
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def _last_of_autograd_node(joint: Joint, complete: Mapping[int, int]) -> dict[int, int]:

@@ -89,6 +89,21 @@ def test_gradients_are_delivered_as_soon_as_they_are_complete() -> None:
     assert list(binding.delivery.slice_ends) == sorted(binding.delivery.slice_ends)
 
 
+def test_small_gradients_wait_for_the_next_larger_one() -> None:
+    layers = [nn.LayerNorm(64), nn.Linear(64, 64), nn.LayerNorm(64), nn.Linear(64, 64), nn.LayerNorm(64)]
+    graph, binding = built(nn.Sequential(*layers), torch.randn(5, 64))
+    delivered: dict[int, list[int]] = {}
+    for value in graph.values:
+        if value.kind == "gradient":
+            delivered.setdefault(value.delivered_after or 0, []).append(value.size_bytes)
+    norm, linear = [4 * 64, 4 * 64], [4 * 64, 4 * 64 * 64]
+    # the last of them has nothing to wait for
+    assert [sorted(sizes) for _, sizes in sorted(delivered.items())] == [sorted(norm + linear)] * 2 + [norm]
+    # in eager's order: the normalisation, then the bias, then the weight, which passes a transpose; 0 is the token
+    slice_of = binding.delivery.slice_of
+    assert [p for p, number in slice_of.items() if number == slice_of[11]] == [10, 11, 9, 8]
+
+
 def test_outputs_stay_and_tangents_come_from_the_caller() -> None:
     graph, _ = built(nn.Linear(4, 4), torch.randn(5, 4))
     (loss,) = [o for o in graph.operators if o.phase == "loss"]
