@@ -2,8 +2,9 @@
 
 The rewritten model's backward runs in slices: as soon as a slice is done, its gradients are handed to autograd, which
 adds them to ``.grad``, runs hooks and lets DDP send them, as in eager. A slice ends where a gradient is complete;
-gradients that one autograd node of the original model makes together are handed over together, and small ones (a
-normalisation's scale, a bias) wait for the next larger one: each slice has a price, and kernels cannot be fused across.
+gradients that one autograd node of the original model makes together are handed over together. Small ones (a
+normalisation's scale, a bias) wait until the next larger one is made: each program has a price, and kernels cannot be
+fused across. Such slices end together: the program of the first one makes all, and then they are handed over in turn.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ class Delivery:
 
     **Fields:**
 
-    - `slice_ends`: operator indices after which gradients are handed over, increasing. Slice 0 belongs to AOTAutograd's
-      own node, the others to the token chain.
-    - `slice_of`: for each primal with a gradient the index of its slice; slice 0 is the first. Within a slice the
-      primals stand in the order in which eager would accumulate their gradients.
+    - `slice_ends`: operator indices after which gradients are handed over, increasing, or equal where they waited for
+      each other. Slice 0 belongs to AOTAutograd's own node, the others to the token chain.
+    - `slice_of`: for each primal with a gradient the index of its slice; slice 0 is the first. Slices, and within a
+      slice the primals, stand in the order in which eager would accumulate their gradients.
     - `undetachable`: primals that are written to or returned: their gradients come back through AOTAutograd's node.
     - `of_value`: for each value that is a gradient (operator after which it is delivered, bytes that autograd copies).
     - `gradient_bytes`: size of all `.grad` tensors together.
@@ -63,9 +64,10 @@ def plan_delivery(
     size_of = {p: _bytes(tensors_of(joint.primals[p])[0]) for p in complete}
     made = {p: max(last_of_node[p], floor) for p in complete}
     end_of = _wait_for_larger(made, size_of, floor)
-    ends = empty + sorted(set(end_of.values()))
-    ordered = sorted(complete, key=lambda p: (made[p], _passes_another_node(joint.gradients[p]), p))
-    slice_of = {p: ends.index(end_of[p]) for p in ordered}
+    number = {end: len(empty) + i for i, end in enumerate(sorted(set(made.values())))}
+    ends = empty + [end_of[end] for end in number]
+    ordered = sorted(complete, key=lambda p: (_passes_another_node(joint.gradients[p]), p))
+    slice_of = {p: number[made[p]] for p in ordered}
     of_value: dict[int, tuple[int, int]] = {}
     seen: set[fx.Node] = set()
     for primal in complete:
@@ -82,19 +84,21 @@ def plan_delivery(
 
 
 def _wait_for_larger(made: Mapping[int, int], size_of: Mapping[int, int], floor: int) -> dict[int, int]:
-    """For each primal the operator after which its gradient is handed over, not before it is `made`.
+    """For each operator after which gradients are complete, the one after which they are handed over.
 
-    What is made by `floor` goes through AOTAutograd's node, and nothing else does.
+    What is complete by `floor` goes through AOTAutograd's node, and waits for nothing. `made` and `size_of`: by primal.
     """
     most = min(WAITING_BYTES, WAITING_SHARE * sum(size_of.values()))
     end_of: dict[int, int] = {}
     waiting: list[int] = []
+    waiting_bytes = 0
     for end in sorted(set(made.values())):
-        waiting += [p for p in made if made[p] == end]
-        if end == floor or sum(size_of[p] for p in waiting) > most:
+        waiting.append(end)
+        waiting_bytes += sum(size_of[p] for p in made if made[p] == end)
+        if end == floor or waiting_bytes > most:
             end_of |= dict.fromkeys(waiting, end)
-            waiting = []
-    return end_of | dict.fromkeys(waiting, max(made.values(), default=-1))
+            waiting, waiting_bytes = [], 0
+    return end_of | dict.fromkeys(waiting, waiting[-1] if waiting else -1)
 
 
 def _bytes(tensor: torch.Tensor) -> int:

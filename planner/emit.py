@@ -9,6 +9,7 @@ kept. A value that the backward program needs and the forward program made is sa
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ class Programs:
 
     - `forward`: the primals in; forward outputs, then what is saved for the backward, out.
     - `backward`: what was saved, then the tangents in; one gradient (or `None`) for each primal out.
-    - `slice_ends`: for each slice of the backward the number of its body nodes up to the slice's end.
+    - `slice_ends`: for each slice of the backward the number of its body nodes up to the slice's end; equal ends belong
+      to slices that are made together.
     - `slice_gradients`: for each slice the primals whose gradients it hands over.
     """
 
@@ -252,19 +254,18 @@ class _Emitter:
     def _deliver(self, index: int) -> None:
         """At the end of a slice its gradients are brought into the form in which autograd gets them."""
         delivery = self.binding.delivery
-        if index not in delivery.slice_ends:
-            return
-        number = delivery.slice_ends.index(index)
-        if number != len(self.ends):
+        numbers = [number for number, end in enumerate(delivery.slice_ends) if end == index]
+        if numbers and numbers[0] != len(self.ends):
             raise RewriteError(
-                f"the schedule completes gradient slice {number} when slice {len(self.ends)} is due: gradients must be "
-                "delivered in captured order"
+                f"the schedule completes gradient slice {numbers[0]} when slice {len(self.ends)} is due: gradients "
+                "must be delivered in captured order"
             )
-        primals = tuple(p for p, s in delivery.slice_of.items() if s == number)
-        for primal in primals:
+        handed = [tuple(p for p, s in delivery.slice_of.items() if s == number) for number in numbers]
+        for primal in itertools.chain(*handed):
             self.backward.get(self.joint.gradients[primal])
-        self.ends.append(sum(n.op != "placeholder" for n in self.backward.graph.nodes))
-        self.slice_gradients.append(primals)
+        end = sum(n.op != "placeholder" for n in self.backward.graph.nodes)
+        self.ends += [end] * len(numbers)
+        self.slice_gradients += handed
 
     def _missing_in_forward(self, node: fx.Node) -> fx.Node:
         if node.op == "get_attr":

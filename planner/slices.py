@@ -6,7 +6,7 @@ slice that needs a slot takes it out, so that nothing lives longer than the sche
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,8 +103,15 @@ def cut(programs: Programs, compile_module: CompileModule = boxed) -> tuple[Slic
     return tuple(slices)
 
 
-def _nothing(_: list[Any]) -> tuple[Any, ...]:
-    return ()
+def _handed_on(positions: Sequence[int | None]) -> Callable[[list[Any]], tuple[Any, ...]]:
+    """The function of a slice that computes nothing: what an earlier one made, by position among its inputs."""
+
+    def run(arguments: list[Any]) -> tuple[Any, ...]:
+        results = tuple(None if p is None else arguments[p] for p in positions)
+        arguments.clear()
+        return results
+
+    return run
 
 
 def _piece_of_each(body: list[fx.Node], ends: tuple[int, ...]) -> dict[fx.Node, int]:
@@ -141,11 +148,12 @@ def _slice(
     for node in members:
         copies[node] = graph.node_copy(node, lambda n: copies[n])
     kept = [n for n in members if last_piece.get(n, -1) > piece]
-    if not members and not results:
-        return Slice(_nothing, (), (), ())
+    reads = tuple((slot[n], last_piece[n] <= piece) for n in needed)
+    if not members:
+        place = {node: i for i, node in enumerate(needed)}
+        return Slice(_handed_on([place.get(r) for r in results]), reads, (), primals)
     returned = tuple(copies[r] if isinstance(r, fx.Node) else r for r in results)
     graph.output((*returned, *(copies[n] for n in kept)))
     function = compile_module(fx.GraphModule(module, graph, f"PlannedBackward{piece}"))
-    reads = tuple((slot[n], last_piece[n] <= piece) for n in needed)
     assert all(made_in[n] < piece for n in needed), "a slice reads what a later one makes"
     return Slice(function, reads, tuple(slot[n] for n in kept), primals)

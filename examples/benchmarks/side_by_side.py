@@ -1,7 +1,7 @@
 """Side by side on this CPU, in one run, taken in turn: eager, checkpointing by hand, PyTorch's memory budget, and ours.
 
     python examples/benchmarks/side_by_side.py [--kernels eager inductor] [--models gpt2 llama vit resnet50 unet]
-        [--repeats 15] [--plans FOLDER] [--markdown examples/benchmarks/results/side_by_side.md]
+        [--channels-last] [--repeats 15] [--plans FOLDER] [--markdown examples/benchmarks/results/side_by_side.md]
 
 The rivals: `torch.utils.checkpoint` around every block and around every second one (eager kernels alone), and
 `activation_memory_budget` of torch._functorch at 0.1, 0.25, 0.5 and 0.75. Each is measured (allocator's events, all
@@ -11,6 +11,9 @@ peak; FLOPs and seconds of the cost model that are recomputed, in percent of the
 recomputed operators take on this CPU, each measured alone, in percent of all operators; step time as a ratio to
 eager's, the median of pairs, both sides of each pair taken in the same round. A loss is a rival that recomputes less
 (seconds or FLOPs), peaks lower or is faster; losses are listed below the table, with what explains them.
+
+Inductor by itself moves convolutions to channels-last; a planned model keeps the layouts that it has. With
+``--channels-last`` the model and its images have that layout from the start, whoever compiles them.
 
 With ``--plans`` plans by the roofline and by FLOPs are read from a folder, or written there, so that a second run, on a
 quiet machine, need not solve again (they are of this version of the planner: empty the folder after a change);
@@ -88,6 +91,13 @@ def tiny() -> step_ratio.Case:
 
 
 MODELS: dict[str, Callable[[], step_ratio.Case]] = {**step_ratio.MODELS, "unet": unet, "tiny": tiny}
+
+
+def in_channels_last(case: step_ratio.Case) -> step_ratio.Case:
+    """The same model and images, channels last in memory."""
+    model, args, kwargs = case
+    images = tuple(a.to(memory_format=torch.channels_last) if a.dim() == 4 else a for a in args)
+    return model.to(memory_format=torch.channels_last), images, kwargs
 
 
 @dataclass
@@ -312,14 +322,16 @@ def section(name: str, kernels: str, options: argparse.Namespace) -> list[str]:
     """Markdown of one model with one sort of kernels."""
     torch.manual_seed(0)
     plans = options.plans / name if options.plans else None
-    bench = Bench(MODELS[name](), kernels == "inductor", options.time_limit, plans)
+    case = in_channels_last(MODELS[name]()) if options.channels_last else MODELS[name]()
+    bench = Bench(case, kernels == "inductor", options.time_limit, plans)
     rivals = bench.rivals()
     rows = [rivals[0], bench.kept(), *rivals[1:]]
     for rival in rivals[1:]:
         if rival.recomputed.flops or rival.recomputed.seconds > 1e-9:
             rows += bench.ours_against(rival)
     bench.time_in_turn(rows, options.repeats)
-    return table(f"{name}, {'compiled by Inductor' if bench.inductor else 'eager kernels'}", bench, rows)
+    title = f"{name}, {'compiled by Inductor' if bench.inductor else 'eager kernels'}"
+    return table(f"{title}, channels last" if options.channels_last else title, bench, rows)
 
 
 def main() -> None:
@@ -327,6 +339,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=[m for m in MODELS if m != "tiny"])
     parser.add_argument("--kernels", nargs="+", choices=("eager", "inductor"), default=["eager"])
+    parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--time-limit", type=float, default=20.0)
     parser.add_argument("--plans", type=Path)

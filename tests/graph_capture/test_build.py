@@ -99,9 +99,10 @@ def test_small_gradients_wait_for_the_next_larger_one() -> None:
     norm, linear = [4 * 64, 4 * 64], [4 * 64, 4 * 64 * 64]
     # the last of them has nothing to wait for
     assert [sorted(sizes) for _, sizes in sorted(delivered.items())] == [sorted(norm + linear)] * 2 + [norm]
-    # in eager's order: the normalisation, then the bias, then the weight, which passes a transpose; 0 is the token
-    slice_of = binding.delivery.slice_of
-    assert [p for p, number in slice_of.items() if number == slice_of[11]] == [10, 11, 9, 8]
+    # made by one program, and handed over in eager's order: 10 and 11 are the last normalisation's, 8 and 9 the layer's
+    ends, slice_of = binding.delivery.slice_ends, binding.delivery.slice_of
+    assert slice_of[10] == slice_of[11] < slice_of[8] == slice_of[9]
+    assert ends[slice_of[10]] == ends[slice_of[8]] < ends[slice_of[6]]
 
 
 def test_outputs_stay_and_tangents_come_from_the_caller() -> None:
