@@ -275,7 +275,9 @@ class Search:
         if self.options.work_limit is not None:
             return
         if self.annealer is None and len(self.graph) > UNCOMPILED_OPERATORS:
-            return  # the simulator would take long to judge what compiled code counts in no time
+            # slowly, by the simulator: there is nothing else to do until the code is compiled, or the engine answers
+            self.consider_suggestions(stop=lambda: self.pool.answered() or self.annealer is not None)
+            return
         self.consider_suggestions(stop=self.pool.answered)
         seconds = min(0.12 * self.options.time_limit_seconds, most_seconds)
         if self.unmended is not None:
@@ -336,12 +338,15 @@ class Search:
             self.log(f"repaired: {percent_of(self.graph, simulation):.3f} %, {simulation.peak_bytes} bytes")
             over = excess_of(self.graph, order, simulation, self.budget_bytes)
 
-    def consider_suggestions(self, stop: Callable[[], bool] = lambda: False) -> None:
-        """Offer what the caller suggests, one order after the other; what nearly fits is annealed next."""
+    def consider_suggestions(self, stop: Callable[[], bool] | None = None) -> None:
+        """Offer what the caller suggests, one order after the other; what nearly fits is annealed next.
+
+        `stop` ends it; without one it goes on, but not for long where the simulator has to judge large graphs.
+        """
         count = 0
         large = len(self.graph) > UNCOMPILED_OPERATORS
-        while not stop() and self.remaining_seconds() > 0.0 and not self.closed():
-            if count >= UNCOMPILED_SUGGESTIONS and large and self.annealer is None:
+        while not (stop and stop()) and self.remaining_seconds() > 0.0 and not self.closed():
+            if stop is None and count >= UNCOMPILED_SUGGESTIONS and large and self.annealer is None:
                 break
             suggestion = next(self.suggestions, None)
             if suggestion is None:
@@ -350,7 +355,7 @@ class Search:
             self.incumbent.offer(list(suggestion.order), suggestion.by)
         if count:
             self.log(f"{count} suggestions tried")
-        if stop():
+        if stop and stop():
             return
         miss = self.incumbent.take_near_miss()
         if miss.ratio < MENDABLE and not self.reached_by(miss.percent) and not self.closed():
