@@ -23,7 +23,7 @@ from graph_capture.fusible import copied_bytes, statistics_bytes
 from graph_capture.fusion import Fusion, find_fusion
 from graph_capture.graph import Compiler, Graph, Operator, Phase, Value
 from graph_capture.in_place import InPlaceForm, in_place_forms
-from graph_capture.joint import Joint, is_mutation, is_random, storage_key, tensors_of
+from graph_capture.joint import Joint, is_mutation, is_random, storage_key, tensors_of, written_storages
 from graph_capture.workspace import Footprint, WorkspaceModel
 
 LOSS_NAME = "loss"
@@ -97,8 +97,7 @@ class _Builder:
         self.drafts: list[_Draft] = []
         self.names: dict[str, int] = {}
         self.read_by: Counter[int] = Counter()  # value -> operators that read it
-        nodes = [n for n in joint.module.graph.nodes if n.op == "call_function"]
-        self.written = {storage_key(tensors_of(n.all_input_nodes[0])[0]) for n in nodes if is_mutation(n)}
+        self.written = written_storages(joint.module.graph)
 
     def build(self, resident: dict[str, int], accumulation: bool, name: str) -> tuple[Graph, Binding]:
         for node in (*self.joint.primals, *self.joint.module.graph.find_nodes(op="get_attr")):

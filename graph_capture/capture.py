@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
 from graph_capture.build import Binding, build_graph
@@ -28,7 +29,14 @@ from graph_capture.fake import fake_copy, fake_inputs, fake_mode_of
 from graph_capture.graph import Compiler, Graph
 from graph_capture.inputs import resolve_inputs
 from graph_capture.joint import Joint
-from graph_capture.loss import LossChoice, check_scalar, choose_loss, insert_loss, outputs_of_loss
+from graph_capture.loss import (
+    LossChoice,
+    check_scalar,
+    choose_loss,
+    insert_loss,
+    outputs_of_loss,
+    tensors_of_tangents,
+)
 from graph_capture.partitions import SavedOutputs, saved_by_pytorch
 from graph_capture.prepare import differentiable_outputs
 from graph_capture.target import absent_card, card_notes, target_of
@@ -123,7 +131,7 @@ def capture(
     bare, binding = bare_graph(joint, compiler)
     saved = saved_by_pytorch(bare, binding, memory_budgets)
     if loss_call is not None:
-        graph = _with_loss(graph, call, loss_call, loss, build)
+        graph = _with_loss(graph, joint, call, loss_call, build)
     graph = round_allocations(graph, target)
     kernels = CudaOperators(card) if card is not None else contextlib.nullcontext()
     with _RandomStateKept(), kernels:
@@ -236,6 +244,12 @@ class _RandomStateKept:
 
 
 def _check_trainable(module: nn.Module) -> None:
+    lazy = [name for name, parameter in module.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise CaptureError(
+            f"parameter {lazy[0]!r} of {type(module).__name__} has no shape yet: call the model once, so that its lazy "
+            "modules make their parameters, before planning"
+        )
     if not any(p.requires_grad for p in module.parameters()):
         raise CaptureError(
             f"{type(module).__name__} has no parameter that requires a gradient: there is no backward pass to plan. "
@@ -267,13 +281,12 @@ def _loss(call: CapturedCall, loss_fn: LossFn | None) -> tuple[CapturedCall | No
     return loss_call, LossChoice("loss_fn", chosen)
 
 
-def _with_loss(graph: Graph, call: CapturedCall, loss_call: CapturedCall, loss: LossChoice, build: _Build) -> Graph:
-    joint = loss_call.joint((0,), build.card)
-    loss_graph, binding = build(joint)
+def _with_loss(graph: Graph, joint: Joint, call: CapturedCall, loss_call: CapturedCall, build: _Build) -> Graph:
+    loss_graph, binding = build(loss_call.joint((0,), build.card))
     # Primal 0 is the token; the others are the loss's inputs in order.
     position = {id(value): index + 1 for index, value in enumerate(loss_call.real_inputs)}
-    gradient_of = [position.get(id(call.outputs[output])) for output in loss.outputs]
-    outputs = [call.outputs[output] for output in loss.outputs]
+    outputs = tensors_of_tangents(joint, call.outputs, call.real_inputs)
+    gradient_of = [position.get(id(output)) for output in outputs]
     return insert_loss(graph, loss_graph, binding, gradient_of, outputs, build.workspace)
 
 

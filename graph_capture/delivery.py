@@ -16,7 +16,7 @@ import torch
 from torch import fx
 from torch._prims_common import is_non_overlapping_and_dense_or_false
 
-from graph_capture.joint import Joint, is_mutation, storage_key, tensors_of
+from graph_capture.joint import Joint, storage_key, tensors_of, written_storages
 
 WAITING_SHARE, WAITING_BYTES = 1 / 32, 2**20
 """Gradients that are complete wait for the next ones while they are at most this share of all gradients' bytes, and at
@@ -151,8 +151,7 @@ def _maker(gradient: fx.Node) -> fx.Node:
 def _undetachable(joint: Joint) -> set[int]:
     """Primals that autograd must see as they are: written to, or sharing their storage with an output."""
     returned = {storage_key(t) for n in joint.forward_outputs if isinstance(n, fx.Node) for t in tensors_of(n)}
-    writes = [n for n in joint.module.graph.nodes if n.op == "call_function" and is_mutation(n)]
-    written = {storage_key(tensors_of(n.all_input_nodes[0])[0]) for n in writes}
+    written = written_storages(joint.module.graph)
     keys = [{storage_key(t) for t in tensors_of(p)} for p in joint.primals]
     return {index for index, key in enumerate(keys) if key & (returned | written)}
 

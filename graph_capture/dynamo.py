@@ -28,9 +28,11 @@ from torch._inductor import config as inductor_config
 from graph_capture.cuda_kernels import move_to_cuda, with_cuda_attention
 from graph_capture.decompositions import decompositions_for
 from graph_capture.devices import Device
+from graph_capture.effects import checks_without_tokens
 from graph_capture.errors import CaptureError
 from graph_capture.graph import Compiler
 from graph_capture.huggingface import as_in_eager
+from graph_capture.interpolation import interpolation_of
 from graph_capture.joint import Joint, partitioner
 from graph_capture.prepare import example_value, output_nodes, prepare
 from graph_capture.recurrent import trained_recurrent_layers
@@ -77,18 +79,21 @@ def _no_random_objects() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def aot_settings() -> Iterator[None]:
-    """The settings under which AOTAutograd traces for us.
+def aot_settings(compiler: Compiler) -> Iterator[None]:
+    """The settings under which AOTAutograd traces for us, a graph for the kernels of `compiler`.
 
     - `donated_buffer=False`: buffers that the backward may overwrite would forbid `retain_graph=True`.
     - `backward_pass_autocast="off"`: a backward runs outside of autocast, as PyTorch recommends and as every trainer
       does; by default what autocast was at the forward would cast operators of the backward, too.
     - `fallback_random` (Inductor's, which fx reads): a random operator whose result nobody uses stays, because it
       advances the generator, and with it what every later random operator draws.
+    - the checks of linear algebra take no token (:mod:`~graph_capture.effects`).
+    - for eager kernels interpolation is one operator, as in eager (:mod:`~graph_capture.interpolation`).
     """
     ours = {"donated_buffer": False, "backward_pass_autocast": "off"}
     settings = functorch_config.patch(ours), inductor_config.patch(fallback_random=True)
-    with settings[0], settings[1], trained_recurrent_layers():
+    operators = trained_recurrent_layers(), checks_without_tokens(), interpolation_of(compiler)
+    with settings[0], settings[1], operators[0], operators[1], operators[2]:
         yield
 
 
@@ -133,7 +138,7 @@ class CapturedCall:
             found.append(joint)
             raise _Captured
 
-        with tracing(self.context), aot_settings(), _trace_errors():
+        with tracing(self.context), aot_settings(compiler), _trace_errors():
             prepared = prepare(self.module, self.example_inputs, loss_outputs)
             if card is not None:
                 with_cuda_attention(prepared.module, card)
@@ -166,6 +171,22 @@ def _trace_errors() -> Iterator[None]:
             f"the backward pass cannot be traced: {str(error).splitlines()[0]} If an in-place update overwrites what "
             "the backward needs, update a copy."
         ) from error
+    except (AssertionError, NotImplementedError) as error:
+        if not _raised_by_torch(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CaptureError(
+            f"torch cannot trace forward and backward of this model as one graph: {reason} Where an input is written "
+            "to and shares its memory with another one, pass copies (.clone()), or update a copy."
+        ) from error
+
+
+def _raised_by_torch(error: BaseException) -> bool:
+    """Whether an error comes from torch's own code, not from ours."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and str(place.tb_frame.f_globals.get("__name__", "")).startswith("torch.")
 
 
 class _Captured(Exception):
@@ -198,7 +219,7 @@ class _Recorder:
 
 def _empty_like(value: torch.Tensor) -> torch.Tensor:
     empty = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
-    return empty.requires_grad_(value.requires_grad and value.dtype.is_floating_point)
+    return empty.requires_grad_(value.requires_grad)
 
 
 def traceable(function: Callable[..., Any]) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:

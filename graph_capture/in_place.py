@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graph_capture.joint import UNCERTAIN_LAYOUT, is_random, storage_key, tensors_of
+from graph_capture.joint import UNCERTAIN_LAYOUT, is_random, lazy_bits, storage_key, tensors_of
 
 COMMUTATIVE = ("aten::add.Tensor", "aten::mul.Tensor")
 
@@ -72,6 +72,7 @@ def _fits(node: fx.Node, argument: Any, output: torch.Tensor) -> bool:
         return False
     tensor = tensors[0]
     alike = tensor.dtype == output.dtype and tensor.shape == output.shape and tensor.stride() == output.stride()
+    alike = alike and lazy_bits(tensor) == lazy_bits(output)
     full = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size() > 0
     output_full = output.untyped_storage().nbytes() == tensor.untyped_storage().nbytes()
     key = storage_key(tensor)

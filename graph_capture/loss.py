@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput, PlainAOTInput, PlainAOTOutput
 from torch._prims_common import suggest_memory_format
 from torch.utils._pytree import tree_leaves
 
 from graph_capture.build import Binding
 from graph_capture.errors import CaptureError
 from graph_capture.graph import Graph, Operator, Value
+from graph_capture.joint import Joint, tangent_descriptions
 from graph_capture.workspace import WorkspaceModel
 
 aten = torch.ops.aten
@@ -62,6 +64,22 @@ def outputs_of_loss(loss_inputs: Sequence[Any], outputs: Sequence[Any]) -> tuple
     return tuple(i for i, o in enumerate(outputs) if id(o) in read and isinstance(o, torch.Tensor) and o.requires_grad)
 
 
+def tensors_of_tangents(joint: Joint, outputs: Sequence[Any], inputs: Sequence[Any]) -> list[torch.Tensor]:
+    """For each tangent of a model's graph the tensor that the loss sees: an output, or an input that was written to."""
+    found = []
+    for described in tangent_descriptions(joint):
+        if isinstance(described, PlainAOTOutput):
+            found.append(outputs[described.idx])
+        elif isinstance(described, InputMutationAOTOutput) and isinstance(described.mutated_input, PlainAOTInput):
+            found.append(inputs[described.mutated_input.idx - 1])  # input 0 is the token
+        else:
+            raise CaptureError(
+                f"the gradient of {described.expr()} enters the model's backward: it is no output of the model and no "
+                "input. Return copies (.clone()) of tensors that share their memory."
+            )
+    return found
+
+
 def insert_loss(
     graph: Graph,
     loss: Graph,
@@ -77,8 +95,9 @@ def insert_loss(
     - `graph`: of the model, with one operator of phase `"loss"` that makes the tangents.
     - `loss`, `loss_binding`: of the loss alone; its forward and backward both become phase `"loss"`.
     - `gradient_of`: for each tangent the primal of the loss graph whose gradient it is; `None` if there is none.
-    - `outputs`: for each tangent the model's output that it belongs to, whose memory format it must have: AOTAutograd
-      copies a gradient that comes in another one, for instance the expanded scalar that is the gradient of a sum.
+    - `outputs`: for each tangent the tensor that it belongs to (:func:`tensors_of_tangents`), whose memory format it
+      must have: AOTAutograd copies a gradient that comes in another one, for instance the expanded scalar that is the
+      gradient of a sum.
     - `workspace`: of these copies.
     """
     at = next(i for i, o in enumerate(graph.operators) if o.phase == "loss")

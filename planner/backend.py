@@ -25,7 +25,7 @@ from graph_capture.build import Binding
 from graph_capture.decompositions import decompositions_for
 from graph_capture.dynamo import aot_settings
 from graph_capture.graph import Compiler, Graph, Phase
-from graph_capture.joint import Joint, partitioner
+from graph_capture.joint import Joint, partitioner, tangent_positions
 from graph_capture.prepare import differentiable_outputs, output_nodes, prepare
 from graph_capture.watchers import watched_again
 from planner.emit import Programs, emit
@@ -117,6 +117,7 @@ class PlannedBackend:
             return run_first_slice  # the slices were cut from the same program
 
         def run_first_slice(arguments: list[Any]) -> tuple[Any, ...]:
+            _resolve(arguments, len(binding.joint.tangents))
             state = dict(enumerate(arguments))
             arguments.clear()
             results: list[Any] = [None] * n_gradients
@@ -126,7 +127,7 @@ class PlannedBackend:
             return tuple(results)
 
         run_first_slice._boxed_call = True  # type: ignore[attr-defined]
-        with aot_settings():
+        with aot_settings(self.kernels):
             compiled = aot_module_simplified(
                 prepared.module,
                 list(prepared.example_inputs),
@@ -142,7 +143,9 @@ class PlannedBackend:
         detached = prepared.detached_outputs
         planned = sorted(set(differentiable_outputs(module)) - set(detached))
         hidden = (*detached, *outputs_that_feed(module, planned))
-        call = _TrainingCall(self, compiled, slices, *_later_slices(binding), expectation, planned, detached, hidden)
+        numbers = tangent_positions(binding.joint)
+        rows, late = _later_slices(binding)
+        call = _TrainingCall(self, compiled, slices, rows, late, expectation, planned, numbers, detached, hidden)
         return watched_program(call)
 
 
@@ -154,7 +157,7 @@ class _TrainingCall:
 
     - `slices`: of the backward program; `later`, `late`: as of :func:`_later_slices`.
     - `planned`, `detached`, `hidden`: positions of outputs: those whose gradients the plan knows; those that are cut
-      off from it; those of which part of the gradient is not seen from outside.
+      off from it; those of which part of the gradient is not seen from outside. `numbers`: as of :class:`OutputWatch`.
     """
 
     backend: PlannedBackend
@@ -164,6 +167,7 @@ class _TrainingCall:
     late: frozenset[int]
     expectation: Expectation | None
     planned: Sequence[int]
+    numbers: Sequence[int]
     detached: Sequence[int]
     hidden: Sequence[int]
 
@@ -171,7 +175,7 @@ class _TrainingCall:
         """Run the forward program; the slices of the backward wait for its gradients."""
         listener = begin_call(self.backend, self.expectation, arguments)
         results = list(self.compiled(*start_call(self.slices, arguments, self.later, self.late)))
-        watch = OutputWatch.on(results, self.planned)
+        watch = OutputWatch.on(results, self.planned, self.numbers)
         if listener is not None:
             listener.forward_ended(results)
             watch.listener = listener
@@ -181,6 +185,14 @@ class _TrainingCall:
                 results[position] = UnplannedOutput.apply(anchor, position, results[position])
         watch.hidden = tuple((p, weakref.ref(results[p])) for p in self.hidden)
         return tuple(results)
+
+
+def _resolve(arguments: list[Any], n_tangents: int) -> None:
+    """Carry out conjugations and negations that autograd left for later: a backward is traced for plain tangents."""
+    for position in range(len(arguments) - n_tangents, len(arguments)):
+        tangent = arguments[position]
+        if tangent.is_conj() or tangent.is_neg():
+            arguments[position] = tangent.resolve_conj().resolve_neg()
 
 
 def watched_program(run: Callable[..., Any]) -> Callable[..., Any]:

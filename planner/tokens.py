@@ -97,11 +97,15 @@ class OutputWatch:
         self.hidden: tuple[tuple[int, Any], ...] = ()
 
     @classmethod
-    def on(cls, results: Sequence[Any], planned: Sequence[int]) -> OutputWatch:
-        """Watch the backward of a call that has just returned `results`."""
+    def on(cls, results: Sequence[Any], planned: Sequence[int], numbers: Sequence[int]) -> OutputWatch:
+        """Watch the backward of a call that has just returned `results`.
+
+        `planned` are the positions of the loss outputs; `numbers` for each tangent which output of the call's autograd
+        node it is the gradient of.
+        """
         node = results[planned[0]].grad_fn
         same = all(results[p].grad_fn is node for p in planned)
-        watch = cls([results[p].output_nr for p in planned] if same else [])
+        watch = cls(numbers if same else [])
         node.register_prehook(watch.starts)
         return watch
 
@@ -131,7 +135,7 @@ _arrival = threading.local()
 
 
 def missing_outputs() -> tuple[int, ...]:
-    """Which loss outputs of the backward that is just starting got no gradient, by their place among them."""
+    """Which tangents of the backward that is just starting did not arrive."""
     missing, _arrival.missing = getattr(_arrival, "missing", ()), ()
     return missing
 
