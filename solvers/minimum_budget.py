@@ -15,17 +15,21 @@ problem is PSPACE-hard (it contains pebbling), and no time limit closes every ga
 
 from __future__ import annotations
 
+import itertools
 import time
 from dataclasses import dataclass
 
 from graph_capture.graph import Graph
+from solvers import compiled
+from solvers.chain_starts import chain_suggestions
+from solvers.heterogeneous_chain import HeterogeneousChain
 from solvers.hints import Hints, Progress, ProgressListener
-from solvers.registry import solver_class
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solver, Status, memory_floor
 from solvers.verdict import EVERY_SCHEDULE, Candidate, judge
 
-_CHAIN_SOLVERS = ("heterogeneous-chain", "chen-greedy")
+CHAIN_SHARE = 0.25
+"""The part of the time that the solvers of chains may take, which have no limit of their own."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ def minimum_budget(
     for schedule in start:
         search.take(schedule)
     try:
-        _run(search, tolerance)
+        _run(search, tolerance, started + CHAIN_SHARE * time_limit_seconds)
     except KeyboardInterrupt:  # store-all at least is known, and that the search ended early is said
         search.stopped = True
     best = search.best
@@ -186,19 +190,33 @@ def minimum_budget(
     )
 
 
-def _run(search: _Search, tolerance: float) -> None:
-    for name in _CHAIN_SOLVERS if search.best.peak_bytes > search.excluded_below else ():
-        if search.may_probe():
-            search.report(f"asking {name}")
-            _try_chain(search, solver_class(name)())
+def _run(search: _Search, tolerance: float, chain_until: float) -> None:
+    if search.best.peak_bytes > search.excluded_below:
+        search.report("asking the solvers of chains")
+        _ask_chains(search, chain_until)
     search.descend(search.excluded_below, tolerance)
     search.exclude(tolerance)
 
 
-def _try_chain(search: _Search, solver: Solver) -> None:
-    """The plan of least peak that a solver of chains makes: asked for the floor it names the smallest it met."""
-    smallest = solver.solve(search.graph, search.excluded_below).smallest_known_budget_bytes
-    if smallest is not None and smallest < search.best.peak_bytes:
-        solution = solver.solve(search.graph, smallest)
-        if solution.schedule is not None:
-            search.take(solution.schedule)
+def _ask_chains(search: _Search, until: float) -> None:
+    """The plan of least peak that the solvers of chains make for the least budget that may work."""
+    from solvers.snapshot.anneal import Annealer  # late: they bring compiled code with them
+    from solvers.snapshot.incumbent import Incumbent
+
+    graph = search.graph
+    suggested = (s.order for s in chain_suggestions(graph, search.excluded_below))
+    thorough = HeterogeneousChain().orders(graph, search.excluded_below)
+    counter: list[Annealer] = []
+
+    def counted() -> Annealer | None:
+        if not counter and compiled.ready():
+            counter.append(Annealer(graph))
+        return counter[0] if counter else None
+
+    met = Incumbent(graph, search.excluded_below, search.best.peak_bytes, counted)
+    for order in itertools.chain(suggested, thorough):
+        if time.monotonic() >= until:
+            break
+        met.offer(list(order), "chains")
+    if met.lowest is not None:
+        search.take(Schedule.from_order(graph, met.lowest))
