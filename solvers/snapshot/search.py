@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from solvers import compiled
 from solvers.hints import Hints, Progress
 from solvers.simulator import Simulation
-from solvers.snapshot.anneal import Annealer, Cooling
+from solvers.snapshot.anneal import Annealer
 from solvers.snapshot.engine import Answer, EnginePool, Limits, Outcome
 from solvers.snapshot.excess import Excess, excess_of
 from solvers.snapshot.incumbent import Incumbent, percent_of
@@ -22,11 +22,11 @@ from solvers.snapshot.lift import lift
 from solvers.snapshot.project import project
 from solvers.snapshot.reduction import Reduction
 from solvers.snapshot.relaxation import PERCENT, Relaxation, build
+from solvers.snapshot.walks import Walks
 from solvers.snapshot.windows import MOST_ROWS
 from solvers.turn import released_order
 
 if TYPE_CHECKING:
-    from solvers.free_order.annealer import FreeOrderAnnealer
     from solvers.snapshot.refinement import SnapshotRefinement
 
 BOUND_MARGIN_PERCENT = 1e-4
@@ -63,16 +63,11 @@ SURVEY_SIZE, SURVEY_SIZE_PER_SECOND = 24_000, 800
 """The square of a survey's instants, times the values that something is decided about (its program has about as many
 rows): at most, and for each second of the time limit."""
 
-NODES_PER_ROUND, MOVES_PER_ROUND, POLISH_MOVES_PER_ROUND = 500, 20_000, 100_000
-"""Deterministic work of one round under a `work_limit`."""
+NODES_PER_ROUND = 500
+"""Branch-and-bound nodes of one round under a `work_limit`."""
 
 FLOOR_FACTORS = (1.0, 1.03, 1.1, 1.25, 1.5)
 """Multiples of the largest budget known to be impossible at which a schedule is looked for."""
-
-APPROACHES = 6
-"""Walks towards the budget per round while nothing fits: all of the way, half of it, a quarter ..."""
-
-MENDING = Cooling()
 
 
 @dataclass
@@ -112,7 +107,7 @@ class Search:
         if self.graph.released:  # the store-all schedule is not allowed; mended, it is
             self.incumbent.smallest_peak_bytes = sys.maxsize
             self.incumbent.consider(list(range(len(self.graph))), "store-all, mended")
-        self.walker: FreeOrderAnnealer | None = None
+        self.walks = Walks(self)
         self.unmended: list[int] | None = None  # the last lifted sequence that did not fit, but not by far
         self.lower_bound = PERCENT * self.hints.lower_bound
         for schedule in self.hints.schedules:
@@ -188,7 +183,7 @@ class Search:
             if not self.closed():
                 self.consider_suggestions()
             if self.incumbent.order is None:
-                self.approach(0.12 * self.options.time_limit_seconds)
+                self.walks.approach(0.12 * self.options.time_limit_seconds)
             if not self.closed() and not self.refine(over, answer):
                 self.polish_further()
             if self.rounds >= SURVEY_ROUND and not (self.surveyed or self.closed()):
@@ -282,9 +277,9 @@ class Search:
         seconds = min(0.12 * self.options.time_limit_seconds, most_seconds)
         if self.unmended is not None:
             start, self.unmended = self.unmended, None
-            self.mend(start, seconds, in_between=True)
+            self.walks.mend(start, seconds, in_between=True)
         elif self.incumbent.order is not None:
-            self.polish(seconds, in_between=True)
+            self.walks.polish(seconds, in_between=True)
 
     def lifted(self, relaxation: Relaxation, answer: Answer) -> list[int]:
         """The better of the two lifts of a point: the cheaper one of those that fit, else the one with less excess."""
@@ -312,7 +307,7 @@ class Search:
         if ratio > 1.0 and not self.closed() and (ratio < MENDABLE or self.rounds > 4):
             self.unmended = order
             if ratio < REPAIRABLE or self.incumbent.order is None:
-                self.mend(order, max(1.0, 0.12 * self.options.time_limit_seconds))
+                self.walks.mend(order, max(1.0, 0.12 * self.options.time_limit_seconds))
         return over
 
     def repair(self, over: Excess) -> None:
@@ -359,89 +354,11 @@ class Search:
             return
         miss = self.incumbent.take_near_miss()
         if miss.ratio < MENDABLE and not self.reached_by(miss.percent) and not self.closed():
-            self.mend(miss.order, max(1.0, 0.12 * self.options.time_limit_seconds))
+            self.walks.mend(miss.order, max(1.0, 0.12 * self.options.time_limit_seconds))
 
     def reached_by(self, percent: float) -> bool:
         """Whether the best schedule is at least as cheap as that, but for the gap asked for."""
         return self.incumbent.percent <= percent + PERCENT * self.options.gap
-
-    def mend(self, order: list[int], seconds: float, in_between: bool = False) -> None:
-        """Anneal a sequence that does not fit until the gap is closed or the time is over.
-
-        `in_between`: also only until an engine answers.
-        """
-        seconds = min(seconds, self.remaining_seconds())
-        annealer = self.annealer
-        if annealer is None or seconds <= 0.0:
-            return
-        result = annealer.anneal(
-            order,
-            self.budget_bytes,
-            seed=self.options.seed + self.rounds,
-            cooling=MENDING,
-            seconds=seconds,
-            moves=MOVES_PER_ROUND if self.options.work_limit is not None else None,
-            stop=lambda percent: self.enough(percent, in_between),
-        )
-        if result.best is None:
-            self.incumbent.consider(result.last, "annealing")
-        else:
-            self.incumbent.consider(annealer.polish(result.best, self.budget_bytes), "annealing")
-        self.log(f"mended: {result.percent:.3f} % after {result.moves} moves")
-
-    def approach(self, seconds: float) -> None:
-        """While nothing fits: from the sequence of the smallest peak towards the budget, a part of the way at a time.
-
-        Annealing finds what fits a slightly smaller budget where from far above it finds nothing.
-        """
-        limited = self.options.work_limit is not None
-        until = time.monotonic() + (self.remaining_seconds() if limited else min(seconds, self.remaining_seconds()))
-        for attempt in range(APPROACHES):
-            before, lowest = self.incumbent.smallest_peak_bytes, self.incumbent.lowest
-            left = until - time.monotonic()
-            if self.annealer is None or lowest is None or self.incumbent.order is not None or left <= 0.0:
-                return
-            aim = max(self.budget_bytes, before - max(1, (before - self.budget_bytes) >> min(attempt, 4)))
-            result = self.annealer.anneal(
-                lowest,
-                aim,
-                seed=self.options.seed + self.rounds * APPROACHES + attempt,
-                cooling=MENDING,
-                seconds=left / (APPROACHES - attempt),
-                moves=MOVES_PER_ROUND // 2 if limited else None,
-                stop=math.isfinite,
-            )
-            if result.best is not None:
-                self.incumbent.consider(result.best, "annealing")
-            self.log(f"approached {aim} bytes: {self.incumbent.smallest_peak_bytes}, before {before}")
-
-    def polish(self, seconds: float, in_between: bool = False) -> None:
-        """Walk from the best sequence, which fits, by moves that cost the logarithm of its length."""
-        seconds = min(seconds, self.remaining_seconds())
-        if self.annealer is None or self.incumbent.order is None or seconds <= 0.0:
-            return
-        if self.graph.released:  # those moves know nothing of the turn
-            self.mend(self.incumbent.order, seconds, in_between)
-            return
-        from solvers.free_order.annealer import POLISH, Effort, FreeOrderAnnealer
-
-        self.walker = self.walker or FreeOrderAnnealer(self.graph, captured_order=True)
-        moves = POLISH_MOVES_PER_ROUND if self.options.work_limit is not None else None
-        walked = self.walker.anneal(
-            self.walker.reduce(self.incumbent.order, self.budget_bytes),
-            self.budget_bytes,
-            seed=self.options.seed + self.rounds,
-            effort=Effort(seconds if moves is None else max(0.1, self.remaining_seconds()), moves),
-            cooling=POLISH,
-            stop=lambda percent: self.enough(percent, in_between),
-        )
-        if walked.best is not None:
-            self.incumbent.consider(self.walker.reduce(walked.best, self.budget_bytes), "annealing")
-        self.log(f"polished: {self.incumbent.percent:.3f} % after {walked.moves} moves")
-
-    def enough(self, percent: float, in_between: bool) -> bool:
-        """Whether a walk whose best has so many percent may end."""
-        return self.reached(percent) or self.remaining_seconds() <= 0.0 or (in_between and self.pool.answered())
 
     def refine(self, over: Excess, answer: Answer) -> bool:
         """Add the worst positions, apart from each other, as instants, and rows at local maxima and in bursts."""
@@ -463,7 +380,7 @@ class Search:
         """Nothing new to ask: a tighter MILP next time, and the schedule at hand is annealed once more."""
         self.relative_gap = max(self.relative_gap / 2, 1e-5)
         if self.incumbent.order is not None and not self.exhausted():
-            self.polish(max(1.0, 0.2 * self.options.time_limit_seconds))
+            self.walks.polish(max(1.0, 0.2 * self.options.time_limit_seconds))
 
     # ---------------------------------------------------------------- infeasible budgets
 
