@@ -22,8 +22,8 @@ from torch._decomp import get_decompositions
 from graph_capture.graph import Compiler
 
 aten = torch.ops.aten
-MEAN = 1
-"""The reduction, as torch's kernels number it."""
+MEAN, SUM = 1, 2
+"""Reductions, as torch's kernels number them; 0 is none."""
 
 
 @functools.cache
@@ -67,3 +67,25 @@ def nll_loss_backward(
     # With an ignored target a class number that is out of range meets none: the outer gradient is 0 there anyway.
     hit = torch.where(classes == target, -1.0, 0.0).to(self.dtype)
     return hit * grad_output
+
+
+def multilabel_margin_loss_forward(
+    self: torch.Tensor, target: torch.Tensor, reduction: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss and which classes are targets; targets end at the first -1. Torch's own goes on after it, with class 0.
+
+    `self`: of shape (classes,) or (batch, classes); `target`: of the same shape.
+    """
+    scores, targets = torch.atleast_2d(self), torch.atleast_2d(target)
+    classes = torch.arange(scores.shape[1], device=self.device)
+    end = torch.where(targets == -1, classes, scores.shape[1]).amin(-1, keepdim=True)
+    given = classes < end
+    of_target = scores.gather(1, torch.where(given, targets, 0))
+    hit = (torch.where(given, targets, -1).unsqueeze(-1) == classes).any(1)
+    margins = (1.0 - of_target.unsqueeze(-1) + scores.unsqueeze(1)).clamp_min(0) / scores.shape[1]
+    loss = torch.where(given.unsqueeze(-1) & ~hit.unsqueeze(1), margins, 0).sum((1, 2))
+    if reduction == MEAN:
+        loss = loss.mean()
+    elif reduction == SUM:
+        loss = loss.sum()
+    return loss if reduction or self.dim() == 2 else loss[0], hit.to(self.dtype).reshape(target.shape)

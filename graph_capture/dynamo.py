@@ -32,10 +32,10 @@ from graph_capture.effects import checks_without_tokens
 from graph_capture.errors import CaptureError
 from graph_capture.graph import Compiler
 from graph_capture.huggingface import as_in_eager
-from graph_capture.interpolation import interpolation_of
 from graph_capture.joint import Joint, partitioner
 from graph_capture.prepare import example_value, output_nodes, prepare
 from graph_capture.recurrent import trained_recurrent_layers
+from graph_capture.whole_operators import whole_operators
 
 RECOMPILE_LIMIT = 256
 
@@ -88,11 +88,11 @@ def aot_settings(compiler: Compiler) -> Iterator[None]:
     - `fallback_random` (Inductor's, which fx reads): a random operator whose result nobody uses stays, because it
       advances the generator, and with it what every later random operator draws.
     - the checks of linear algebra take no token (:mod:`~graph_capture.effects`).
-    - for eager kernels interpolation is one operator, as in eager (:mod:`~graph_capture.interpolation`).
+    - interpolation and some losses stay whole, as in eager (:mod:`~graph_capture.whole_operators`).
     """
     ours = {"donated_buffer": False, "backward_pass_autocast": "off"}
     settings = functorch_config.patch(ours), inductor_config.patch(fallback_random=True)
-    operators = trained_recurrent_layers(), checks_without_tokens(), interpolation_of(compiler)
+    operators = trained_recurrent_layers(), checks_without_tokens(), whole_operators(compiler)
     with settings[0], settings[1], operators[0], operators[1], operators[2]:
         yield
 

@@ -42,7 +42,10 @@ def in_place_forms(node: fx.Node) -> list[InPlaceForm]:
     forms = []
     if node.args and _fits(node, node.args[0], outputs[0]):
         forms.append(InPlaceForm(node.args[0], overload, False))  # type: ignore[arg-type]
-    swappable = node.target.name() in COMMUTATIVE and node.kwargs.get("alpha", 1) == 1  # type: ignore[union-attr]
+    name = node.target.name()  # type: ignore[union-attr]
+    swappable = name in COMMUTATIVE and node.kwargs.get("alpha", 1) == 1
+    # A complex product rounds otherwise when its factors change places: its kernels fuse multiplication and addition.
+    swappable = swappable and not (name == "aten::mul.Tensor" and outputs[0].is_complex())
     pair = len(node.args) == 2 and isinstance(node.args[0], fx.Node) and node.args[1] is not node.args[0]
     if swappable and pair and _fits(node, node.args[1], outputs[0]):
         forms.append(InPlaceForm(node.args[1], overload, True))  # type: ignore[arg-type]

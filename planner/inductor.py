@@ -30,6 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
+from graph_capture.decompositions import multilabel_margin_loss_forward
 from planner.inductor_fusion import within_schedule
 from planner.slices import DIES
 
@@ -101,9 +102,10 @@ def _decomposed(module: fx.GraphModule, inputs: list[Any], fake_mode: FakeTensor
 
 @functools.cache
 def _decompositions() -> dict[Any, Any]:
-    """Inductor's own, without those of random operators, whose decompositions draw other numbers."""
+    """Inductor's own, without those of random operators, which draw other numbers, and a mistaken one put right."""
     table = dict(select_decomp_table())
     for overload in list(table):
         if isinstance(overload, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in overload.tags:
             del table[overload]
+    table[torch.ops.aten.multilabel_margin_loss_forward.default] = multilabel_margin_loss_forward
     return table

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from graph_capture.decompositions import decompositions_for
+from graph_capture.decompositions import decompositions_for, multilabel_margin_loss_forward
 
 SHAPES = [((6, 5), (6,)), ((5,), ()), ((2, 5, 3, 4), (2, 3, 4))]
 
@@ -36,3 +36,13 @@ def test_loss_and_gradient_are_those_of_the_whole_operators(
 
 def test_eager_kernels_are_left_whole() -> None:
     assert not decompositions_for("eager")
+
+
+@pytest.mark.parametrize("reduction", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(8,), (5, 8)])
+@pytest.mark.parametrize("targets", [[1, 2, -1, 0, 0, 0, 0, 0], [5, 1, 2, 0, 3, 7, 6, 4], [-1] * 8])
+def test_margins_of_labels_that_end_early(targets: list[int], shape: tuple[int, ...], reduction: int) -> None:
+    x, target = torch.randn(shape), torch.tensor(targets).expand(shape).contiguous()
+    whole = torch.ops.aten.multilabel_margin_loss_forward(x, target, reduction)
+    for given, expected in zip(multilabel_margin_loss_forward(x, target, reduction), whole, strict=True):
+        torch.testing.assert_close(given, expected)

@@ -46,6 +46,12 @@ def made(m: Any, x: Tensor) -> Tensor:
         (lambda m, x: (x + made(m, x)).sum(), aten.add.Tensor, [("aten.add_.Tensor", True)]),
         # both operands are one tensor
         (lambda m, x: (lambda y: (y * y).sum())(made(m, x).exp()), aten.mul.Tensor, []),
+        # complex factors keep their order: the product's rounding depends on it
+        (
+            lambda m, x: (lambda z: torch.view_as_real(z.exp() * z.sin()).sum())(torch.complex(x, x + m.weight)),
+            aten.mul.Tensor,
+            [("aten.mul_.Tensor", False)],
+        ),
         # a part of a storage cannot take the whole place
         (lambda m, x: F.relu(made(m, x)[:2]).sum(), aten.relu.default, []),
         # the result is larger than the operand

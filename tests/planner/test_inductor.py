@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._inductor import config, cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
+from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from graph_capture.errors import CaptureError
@@ -255,3 +256,22 @@ def test_an_unknown_compiler() -> None:
     made = plan(model, "80%", (tokens(0),), solver=ChenGreedy())
     with pytest.raises(ValueError, match="'eager' or 'inductor', not 'xla'"):
         rewrite(model, made, compiler="xla")  # type: ignore[arg-type]
+
+
+class _MarginLoss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        targets = torch.tensor([[1, 2, -1, 0, 0, 0, 0, 0]] * 4)
+        return F.multilabel_margin_loss(self.first(x), targets)
+
+
+@needs_compiler
+def test_a_loss_whose_decomposition_is_mistaken() -> None:
+    """Torch takes `multilabel_margin_loss` apart into something else."""
+    model, x = _MarginLoss(), torch.randn(4, 8)
+    expected = model(x).item()
+    rewrite(model, plan(model, "1TiB", (x,), compiler="inductor"))
+    assert model(x).item() == pytest.approx(expected, rel=1e-5)

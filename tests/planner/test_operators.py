@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from planner import plan, rewrite
@@ -161,7 +161,7 @@ EMPTY: dict[str, Function] = {
     "along the batch": lambda m, x: m.second(m.first(x).softmax(0)),
     "beside a parameter": lambda m, x: m.first(x).softmax(-1).sum() + m.second.weight.sum(),
     "twice": lambda m, x: m.second(m.hidden(x).log_softmax(-1).sin()).softmax(-1),
-    "cross-entropy": lambda m, x: cross_entropy(m.first(x), torch.zeros(len(x), dtype=torch.long), reduction="sum"),
+    "cross-entropy": lambda m, x: F.cross_entropy(m.first(x), torch.zeros(len(x), dtype=torch.long), reduction="sum"),
 }
 
 
@@ -182,13 +182,14 @@ COMPLEX: dict[str, Function] = {
     "complex result": lambda m, x: m.complex(x) * 2,
     "conjugate as a result": lambda m, x: m.complex(x).conj(),
     "negative as a result": lambda m, x: torch.view_as_real(m.complex(x).conj().resolve_conj() * 2).neg(),
+    "product of spectra": lambda m, x: torch.fft.irfft(torch.fft.rfft(m.first(x)) * torch.fft.rfft(m.second(x)).conj()),
     "spectrum": lambda m, x: torch.fft.fft(m.first(x)).conj().real.sin(),
 }
 
 
 @pytest.mark.parametrize("name", COMPLEX)
 def test_complex_numbers(name: str) -> None:
-    assert_equal(Layers(COMPLEX[name]), torch.randn(4, 8))
+    assert_equal(Layers(COMPLEX[name]), torch.randn(64, 8))
 
 
 def test_a_gradient_that_arrives_as_a_conjugate() -> None:
@@ -217,12 +218,30 @@ MODES = {
 @pytest.mark.parametrize(("mode", "dimensions"), [(m, d) for m, ds in MODES.items() for d in ds])
 def test_interpolation_is_eagers(mode: str, dimensions: int) -> None:
     def up(m: Layers, x: Tensor) -> Tensor:
-        return interpolate(m.hidden(x).view(1, 2, *(4, 2, 2)[:dimensions], -1)[..., 0], scale_factor=3, mode=mode)
+        return F.interpolate(m.hidden(x).view(1, 2, *(4, 2, 2)[:dimensions], -1)[..., 0], scale_factor=3, mode=mode)
 
     model, x = Layers(up), torch.randn(4, 8)
     targets = [o.target for o in plan(model, "1TiB", (x,), loss_fn=some_loss).to_graph().operators if o.phase != "loss"]
     assert sum("upsample" in target for target in targets) == 2
     assert_equal(model, x)
+
+
+TARGETS = torch.tensor([[1, 2, -1, 0, 0, 0, 0, 0]] * 4)
+LOSSES: dict[str, Function] = {
+    "multi_margin_loss": lambda m, x: F.multi_margin_loss(m.first(x), TARGETS[:, 1]),
+    "multilabel_margin_loss": lambda m, x: F.multilabel_margin_loss(m.first(x), TARGETS),
+    "multilabel_soft_margin_loss": lambda m, x: F.multilabel_soft_margin_loss(m.first(x), (x > 0).float()),
+    "binary_cross_entropy": lambda m, x: F.binary_cross_entropy(m.first(x).sigmoid(), x.sigmoid()),
+    "kl_div": lambda m, x: F.kl_div(m.first(x), x.softmax(-1), reduction="batchmean"),
+    "huber_loss": lambda m, x: F.huber_loss(m.first(x), x) + F.smooth_l1_loss(m.first(x), x),
+    "triplet_margin_loss": lambda m, x: F.triplet_margin_loss(m.first(x), m.second(x), x),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_eagers(name: str) -> None:
+    """Torch's decompositions of the first two compute, or round, otherwise."""
+    assert_equal(Layers(LOSSES[name]), torch.randn(4, 8))
 
 
 def _written(m: Layers, x: Tensor) -> tuple[Tensor, Tensor]:
