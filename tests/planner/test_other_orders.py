@@ -37,7 +37,7 @@ class Shuffled(Solver):
         return verdict.conclude([judge(graph, Schedule.from_order(graph, order))])
 
 
-@pytest.mark.parametrize("name", ["resnet", "unet", "gpt2_eager"])
+@pytest.mark.parametrize("name", ["resnet", "densenet", "gpt2_eager"])  # a U-Net has one legal order
 def test_bit_equal_in_another_order(name: str) -> None:
     case = MODELS[name]()
     made = plan_or_smallest(case, "1TiB", Shuffled(seed=1))
