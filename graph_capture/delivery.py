@@ -33,6 +33,7 @@ class Delivery:
       each other. Slice 0 belongs to AOTAutograd's own node, the others to the token chain.
     - `slice_of`: for each primal with a gradient the index of its slice; slice 0 is the first. Slices, and within a
       slice the primals, stand in the order in which eager would accumulate their gradients.
+    - `complete_at`: operators after which gradients are complete, increasing: where slices would end if none waited.
     - `undetachable`: primals that are written to or returned: their gradients come back through AOTAutograd's node.
     - `of_value`: for each value that is a gradient (operator after which it is delivered, bytes that autograd copies).
     - `gradient_bytes`: size of all `.grad` tensors together.
@@ -40,6 +41,7 @@ class Delivery:
 
     slice_ends: tuple[int, ...]
     slice_of: Mapping[int, int]
+    complete_at: tuple[int, ...]
     undetachable: frozenset[int]
     of_value: Mapping[int, tuple[int, int]]
     gradient_bytes: int
@@ -80,7 +82,7 @@ def plan_delivery(
             if phases[producer[value]] == "backward":
                 end, copied = of_value.get(value, (-1, 0))
                 of_value[value] = (max(end, ends[slice_of[primal]]), copied + copy)
-    return Delivery(tuple(ends), slice_of, frozenset(undetachable), of_value, sum(size_of.values()))
+    return Delivery(tuple(ends), slice_of, tuple(number), frozenset(undetachable), of_value, sum(size_of.values()))
 
 
 def _wait_for_larger(made: Mapping[int, int], size_of: Mapping[int, int], floor: int) -> dict[int, int]:

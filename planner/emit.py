@@ -45,12 +45,14 @@ class Programs:
     - `slice_ends`: for each slice of the backward the number of its body nodes up to the slice's end; equal ends belong
       to slices that are made together.
     - `slice_gradients`: for each slice the primals whose gradients it hands over.
+    - `borders`: numbers of body nodes at which slices that wait for a later one would have ended.
     """
 
     forward: fx.GraphModule
     backward: fx.GraphModule
     slice_ends: tuple[int, ...]
     slice_gradients: tuple[tuple[int, ...], ...]
+    borders: tuple[int, ...] = ()
 
 
 def emit(graph: Graph, binding: Binding, schedule: Schedule, *, traceable: bool = False) -> Programs:
@@ -133,6 +135,7 @@ class _Emitter:
         self.anchor: fx.Node | None = None
         self.ends: list[int] = []
         self.slice_gradients: list[tuple[int, ...]] = []
+        self.borders: list[int] = []
 
     def emit(self) -> Programs:
         for primal in self.joint.primals:
@@ -264,6 +267,8 @@ class _Emitter:
         for primal in itertools.chain(*handed):
             self.backward.get(self.joint.gradients[primal])
         end = sum(n.op != "placeholder" for n in self.backward.graph.nodes)
+        if index in delivery.complete_at:
+            self.borders.append(end)
         self.ends += [end] * len(numbers)
         self.slice_gradients += handed
 
@@ -318,6 +323,7 @@ class _Emitter:
             backward=fx.GraphModule(self.joint.module, self.backward.graph, "PlannedBackward"),
             slice_ends=tuple(self.ends),
             slice_gradients=tuple(self.slice_gradients),
+            borders=tuple(self.borders),
         )
 
 

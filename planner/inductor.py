@@ -25,6 +25,7 @@ from torch._guards import TracingContext, tracing
 from torch._inductor import config
 from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.inductor_prims import force_stride_order
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -32,7 +33,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from graph_capture.decompositions import multilabel_margin_loss_forward
 from planner.inductor_fusion import within_schedule
-from planner.slices import DIES
+from planner.slices import DIES, STORED
 
 Boxed = Callable[[list[Any]], Any]
 
@@ -59,6 +60,7 @@ def compile_program(module: fx.GraphModule, *, backward: bool = False) -> Boxed:
     dying = [i for i, node in enumerate(placeholders) if node.meta.get(DIES, False)]
     context = tracing(TracingContext(fake_mode))
     with _settings(), within_schedule(dying), _disable_current_modes(), context, V.set_fake_mode(fake_mode):
+        _store(module.graph)
         traced = _decomposed(module, inputs, fake_mode)
         result = next(iter(traced.graph.find_nodes(op="output")))
         result.meta["user_visible_output_idxs"] = [
@@ -71,6 +73,16 @@ def compile_program(module: fx.GraphModule, *, backward: bool = False) -> Boxed:
 
     run._boxed_call = True  # type: ignore[attr-defined]
     return run
+
+
+def _store(graph: fx.Graph) -> None:
+    """Put what is to lie in memory there: Inductor would compute it anew in each kernel that reads it."""
+    for node in list(graph.nodes):
+        if node.meta.get(STORED, False):
+            with graph.inserting_after(node):
+                stored = graph.call_function(force_stride_order, (node, node.meta["val"].stride()))
+            stored.meta = {"val": node.meta["val"]}
+            node.replace_all_uses_with(stored, delete_user_cb=lambda user, kept=stored: user is not kept)
 
 
 def _constant(outputs: tuple[Any, ...]) -> Boxed:

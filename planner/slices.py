@@ -6,18 +6,24 @@ slice that needs a slot takes it out, so that nothing lives longer than the sche
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import bisect
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 from torch.fx.graph import _BoxedCodeGen
 
+from graph_capture.fusible import is_view
+from graph_capture.joint import tensors_of
 from planner.emit import Programs
 
 State = dict[int, Any]
 DIES = "dies_in_slice"
 """Key in the `meta` of a placeholder: whether its slice is the last one to read it, and nobody else holds it."""
+STORED = "stored"
+"""Key in the `meta` of a node: what it makes is to lie in memory, also for readers in the same slice."""
 ABSENT = -1
 """Slot of the primals whose gradients are not handed over, because no tangent arrived that they depend on."""
 
@@ -92,6 +98,8 @@ def cut(programs: Programs, compile_module: CompileModule = boxed) -> tuple[Slic
             if isinstance(gradients[primal], fx.Node):
                 last_piece[gradients[primal]] = max(last_piece.get(gradients[primal], -1), piece)
     made_in = dict.fromkeys(placeholders, -1) | piece_of
+    for node in _crossing(body, programs.borders):
+        node.meta = {**node.meta, STORED: True}
     slices = []
     start = 0
     for piece, (end, primals) in enumerate(zip(programs.slice_ends, programs.slice_gradients, strict=True)):
@@ -101,6 +109,18 @@ def cut(programs: Programs, compile_module: CompileModule = boxed) -> tuple[Slic
         results = [gradients[p] for p in primals]
         slices.append(_slice(module, members, results, primals, piece, slot, last_piece, made_in, compile_module))
     return tuple(slices)
+
+
+def _crossing(body: list[fx.Node], borders: Sequence[int]) -> Iterator[fx.Node]:
+    """The makers of what is read beyond the next border: between two slices it would lie in memory."""
+    part = {node: bisect.bisect_right(borders, position) for position, node in enumerate(body)}
+    for node in body:
+        if any(part.get(user, part[node]) != part[node] for user in node.users):
+            maker = node
+            while is_view(maker) and maker.target is not operator.getitem and maker.all_input_nodes[0] in part:
+                maker = maker.all_input_nodes[0]
+            if len(tensors_of(maker)) == 1:
+                yield maker
 
 
 def _handed_on(positions: Sequence[int | None]) -> Callable[[list[Any]], tuple[Any, ...]]:
