@@ -214,6 +214,7 @@ class _Branched(nn.Module):
         return self.classes(self.blocks(torch.relu(self.head(x))).mean((2, 3))).square().mean()
 
 
+@needs_compiler
 def test_what_a_waiting_slice_hands_on_lies_in_memory() -> None:
     """Computed anew by each of its readers, it would hold what it is computed from, which is more."""
     model, x = _Branched(), torch.randn(8, 3, 32, 32)
