@@ -63,14 +63,14 @@ How losses are explained:
 - *Seconds*: a plan is as good as its solver's time limit; the row says how near to the lower bound it is.
 - *Step time*: the rounds in which ours took longer are counted. Between 4 and 11 of 15 it may be chance (two-sided sign
   test, 5 %). Then two causes are told apart. One is the price of the traced program before anything is recomputed: the
-  rows "everything kept" and "memory budget 1". Ours hands gradients over as they are made, which takes Python some 70
-  to 80 microseconds for each group of parameters: 2.3 ms beyond PyTorch's in a U-Net of 32 groups, which counts in
-  steps of a few ten milliseconds. The other is what the recomputed operators really take. The roofline's CPU is a
+  rows "everything kept" and "memory budget 1". Ours hands gradients over as they are made, group by group, which takes
+  Python some ten microseconds each. The other is what the recomputed operators really take. The roofline's CPU is a
   nominal one; on the machine of this page one thread took 5 times its price for batch normalisation, 9 to 12 times for
   max pooling, and a third to a fifth for additions. A plan by measured prices (`costs="measured"`) knows that.
-- *Inductor*: PyTorch's backward is one program, ours one for each group of parameters, so that gradients are handed
-  over as they are made. Inductor fuses inside of a program alone, and each has a price of its own per call. Seconds are
-  those of the memory traffic that fusion leaves; what is recomputed inside of the kernel that reads it costs nothing.
+- *Inductor*: PyTorch's backward is one program, ours several, one for each large gradient or group of small ones, so
+  that gradients are handed over as they are made. Inductor fuses inside of a program alone, and each has a price of its
+  own per call. Alone it also moves convolutions to channels-last, which a planned model does not. Seconds are those of
+  the memory traffic that fusion leaves; what is recomputed inside of the kernel that reads it costs nothing.
 """
 PRICED: dict[Costs, str] = {"roofline": "", "flops": " (FLOPs alone)", "measured": " (measured prices)"}
 

@@ -5,7 +5,8 @@
 GRAPHS is the folder of :mod:`suite` (missing graphs are captured into it): joint graphs of real models, at fractions of
 the store-all peak of what a schedule can change (parameters and inputs, which no schedule changes, are left out).
 INSTANCES holds the public graphs of the papers (see ``paper_graphs.py``), at fractions of `peak_of_order`.
-With ``--smallest SECONDS`` each graph is also solved at the smallest budget that `minimum_budget` finds in that time.
+With ``--smallest SECONDS`` each graph is also solved at the smallest budget that `minimum_budget` finds in that time,
+from the schedule that it found.
 
 Overhead, bound and gap are in percent of the store-all step. A bound in brackets speaks of the solver's own, narrower
 class of schedules. A solver that does not apply, refuses the size, proves that nothing fits or finds nothing is a row
@@ -33,6 +34,7 @@ from suite import MODELS, load
 
 from graph_capture.graph import Graph
 from solvers import SOLVERS, Schedule, SearchClass, Solution, Solver, Status, simulate, solver_class
+from solvers.hints import NO_HINTS, Hints
 from solvers.minimum_budget import minimum_budget
 
 DEFAULT_SOLVERS = ("auto", "chen-greedy", "chen-sqrt", "revolve", "heterogeneous-chain", "staged", "checkmate-rounding")
@@ -104,18 +106,19 @@ def main() -> None:
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     for graph, name, budgets in _graphs(options):
         peak_bytes = simulate(graph, Schedule.store_all(graph)).peak_bytes
-        sizes = [(f"{fraction:g}", math.floor(fraction * peak_bytes)) for fraction in budgets]
+        sizes = [(f"{fraction:g}", math.floor(fraction * peak_bytes), NO_HINTS) for fraction in budgets]
         if options.smallest is not None:
             least = minimum_budget(graph, time_limit_seconds=options.smallest)
             within = f"smallest >= {least.lower_bound_bytes / peak_bytes:.4f}"
-            sizes.append((f"{least.peak_bytes / peak_bytes:.4f} ({within})", least.peak_bytes))
-        for budget, budget_bytes in sizes:
+            known = Hints(schedules=(least.schedule,))
+            sizes.append((f"{least.peak_bytes / peak_bytes:.4f} ({within})", least.peak_bytes, known))
+        for budget, budget_bytes, hints in sizes:
             for solver_name in options.solvers:
                 if solver_name in SMALL_SOLVERS and len(graph) > SMALL_OPERATORS:
                     counts[solver_name, "left out for size"] += 1
                     continue
                 began = time.perf_counter()
-                solution = _solver(solver_name, options.time_limit).solve(graph, budget_bytes)
+                solution = _solver(solver_name, options.time_limit).solve(graph, budget_bytes, hints)
                 seconds = time.perf_counter() - began
                 counts[solver_name, solution.status.name] += 1
                 if solution.status is Status.NOT_APPLICABLE:
