@@ -91,9 +91,13 @@ def aot_settings(compiler: Compiler) -> Iterator[None]:
     - interpolation and some losses stay whole, as in eager (:mod:`~graph_capture.whole_operators`).
     """
     ours = {"donated_buffer": False, "backward_pass_autocast": "off"}
-    settings = functorch_config.patch(ours), inductor_config.patch(fallback_random=True)
-    operators = trained_recurrent_layers(), checks_without_tokens(), whole_operators(compiler)
-    with settings[0], settings[1], operators[0], operators[1], operators[2]:
+    with (
+        functorch_config.patch(ours),
+        inductor_config.patch(fallback_random=True),
+        trained_recurrent_layers(),
+        checks_without_tokens(),
+        whole_operators(compiler),
+    ):
         yield
 
 

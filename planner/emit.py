@@ -52,7 +52,7 @@ class Programs:
     backward: fx.GraphModule
     slice_ends: tuple[int, ...]
     slice_gradients: tuple[tuple[int, ...], ...]
-    borders: tuple[int, ...] = ()
+    borders: tuple[int, ...]
 
 
 def emit(graph: Graph, binding: Binding, schedule: Schedule, *, traceable: bool = False) -> Programs:
@@ -257,6 +257,8 @@ class _Emitter:
     def _deliver(self, index: int) -> None:
         """At the end of a slice its gradients are brought into the form in which autograd gets them."""
         delivery = self.binding.delivery
+        if index not in delivery.complete_at and index not in delivery.slice_ends:
+            return
         numbers = [number for number, end in enumerate(delivery.slice_ends) if end == index]
         if numbers and numbers[0] != len(self.ends):
             raise RewriteError(

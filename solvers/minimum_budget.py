@@ -155,8 +155,9 @@ def minimum_budget(
 
     - `solver`: looks for schedules and proofs; its proofs count if its class is the ordered one. The default is
       snapshot refinement, content with any schedule, with an eighth of the time per budget.
-    - `time_limit_seconds`: no budget is tried after it; one that has begun is finished.
-    - `max_probes`: how many budgets are tried: deterministic, if the solver is.
+    - `time_limit_seconds`: no budget is tried after it; one that has begun is finished. The solvers of chains,
+      which are asked first, end after a quarter of it.
+    - `max_probes`: how many budgets are tried: deterministic, if the solver is and no limit of time is met.
     - `tolerance`: stop where schedule and bound differ by no more than this fraction of the peak.
     - `start`: schedules that are known already: the search goes down from the one of least peak.
     """
