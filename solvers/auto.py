@@ -5,7 +5,8 @@ What it does, in this order:
 1. the store-all schedule, if it fits and no value must be released: nothing is recomputed, and no schedule is better;
 2. :class:`~solvers.snapshot.SnapshotRefinement` with all that the chain methods suggest (Chen's segments, the
    heterogeneous chain with options, revolve): they are tried while the first program is solved, so that there is an
-   answer within seconds on thousands of operators, and the search goes on from the best of them;
+   answer within seconds on thousands of operators, and the search goes on from the best of them. Where the gap stays
+   open, the heterogeneous chain is asked once more, with finer units and more options;
 3. where that found nothing, :class:`~solvers.chen.ChenGreedy` by itself, whatever the time limit;
 4. on graphs without a backward phase (the papers' layered graphs), :class:`~solvers.reordered.Reordered`: there the
    order of first executions is free, and worth more than recomputation;
@@ -32,7 +33,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graph_capture.graph import Graph
-from solvers.chain_starts import chain_suggestions
+from solvers.chain_starts import chain_suggestions, fine_chain_suggestions
 from solvers.chen import ChenGreedy
 from solvers.hints import NO_HINTS, Hints, Progress, Suggestion
 from solvers.simulator import simulate_store_all
@@ -119,7 +120,11 @@ class Auto(Solver):
             known = hints.suggest() if hints.suggest is not None else ()
             return itertools.chain(known, chain_suggestions(graph, budget_bytes))
 
-        return dataclasses.replace(hints, suggest=suggest)
+        def suggest_slowly() -> Iterator[Suggestion]:
+            known = hints.suggest_slowly() if hints.suggest_slowly is not None else ()
+            return itertools.chain(known, fine_chain_suggestions(graph, budget_bytes))
+
+        return dataclasses.replace(hints, suggest=suggest, suggest_slowly=suggest_slowly)
 
     def _report(self, hints: Hints, stage: str, found: Solution, started: float) -> None:
         seconds, limit = time.monotonic() - started, self.time_limit_seconds

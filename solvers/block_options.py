@@ -84,22 +84,34 @@ class _Block:
     def descent(self) -> list[frozenset[int]]:
         """What is kept after each drop; ever less."""
         kept, steps = self.saved, list[frozenset[int]]()
-        seconds = 0.0
+        again: set[int] = set()  # the forward operators that B runs again
         while True:
-            makers = {self.graph.values[v].producer for v in kept - self.fixed}
-            best: tuple[float, float, frozenset[int]] | None = None
-            for maker in sorted(makers):
+            best: tuple[float, frozenset[int], set[int]] | None = None
+            for maker in sorted({self.graph.values[v].producer for v in kept - self.fixed}):
                 fewer = kept - (frozenset(self.graph.operators[maker].outputs) - self.fixed)
-                freed = self.size_of(kept) - self.size_of(fewer)
+                freed = self.size_of(kept - fewer)
                 if freed > 0:
-                    price = sum(self.graph.operators[i].seconds for i in self._again(fewer))
-                    rate = (price - seconds) / freed
+                    more = self._more_again(maker, fewer, again)
+                    rate = sum(self.graph.operators[i].seconds for i in sorted(more)) / freed
                     if best is None or rate < best[0]:
-                        best = rate, price, fewer
+                        best = rate, fewer, more
             if best is None:
                 return steps
-            _, seconds, kept = best
+            _, kept, more = best
+            again |= more
             steps.append(kept)
+
+    def _more_again(self, maker: int, kept: frozenset[int], again: set[int]) -> set[int]:
+        """What else must run again if `maker` does: makers of the stage whose values are neither kept nor remade."""
+        more: set[int] = set()
+        pending = [maker]
+        while pending:
+            index = pending.pop()
+            if index in again or index in more or index not in self.forward or not self.stages.repeatable[index]:
+                continue
+            more.add(index)
+            pending += [self.graph.values[v].producer for v in self.graph.operators[index].inputs if v not in kept]
+        return more
 
     def option(self, kept: frozenset[int]) -> BlockOption:
         """The executions of the backward for what is kept, and its sizes."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,12 @@ def coarse_cuts(cuts: Cuts, max_stages: int) -> tuple[int, ...]:
         if made * max_stages >= total * (len(chosen) + 1) and len(chosen) < max_stages - 1:
             chosen.append(cut)
     return tuple(chosen)
+
+
+def stage_cuts(graph: Graph, cuts: Cuts, max_stages: int) -> tuple[int, ...]:
+    """Where to cut into at most `max_stages` stages: behind every operator over which nothing new passes, if few."""
+    fresh = _fresh_cuts(graph, cuts.cuts, cuts.long_lived)
+    return tuple(fresh) if len(fresh) < max_stages else coarse_cuts(cuts, max_stages)
 
 
 def _fresh_cuts(graph: Graph, cuts: Sequence[int], long_lived: frozenset[int]) -> list[int]:
@@ -109,6 +116,11 @@ class Stages:
         frozen = [tuple(frozenset(s) for s in sets) for sets in (boundary, saved)]
         return cls(graph, forward, tuple(tuple(b) for b in backward), frozen[0], frozen[1])
 
+    @cached_property
+    def repeatable(self) -> tuple[bool, ...]:
+        """For each operator whether it may run again."""
+        return tuple(repeatable(self.graph, i) for i in range(len(self.graph)))
+
     @property
     def turn(self) -> int:
         """The first operator behind the forward phase."""
@@ -162,7 +174,7 @@ class Stages:
         operators: list[int] = []
         for index in reversed(self.forward[stage]):
             operator = self.graph.operators[index]
-            if repeatable(self.graph, index) and not needed.isdisjoint(operator.outputs):
+            if self.repeatable[index] and not needed.isdisjoint(operator.outputs):
                 needed.update(v for v in operator.inputs if v not in there)
                 operators.append(index)
         return tuple(operators[::-1])

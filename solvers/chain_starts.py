@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 from graph_capture.graph import Graph
 from solvers.chain_cuts import Chain, chain_of, segment_order
+from solvers.chain_stages import stage_cuts
 from solvers.chen import ChenGreedy, ChenSqrt, equal_segments, greedy_segments
-from solvers.heterogeneous_chain import HeterogeneousChain
+from solvers.heterogeneous_chain import WIDEST, HeterogeneousChain
 from solvers.hints import Suggestion
 from solvers.revolve import ChainSteps, Revolve
 
@@ -21,6 +22,12 @@ MOST_REVOLVE_ORDERS = 40
 
 ROTOR_UNITS, MOST_STAGES = 120, 160
 """The heterogeneous chain's programme is asked with coarse memory, and on chains of up to so many stages."""
+
+FINE_UNITS, FINE_STAGES, FINE_OPTIONS = 1000, 200, 12
+"""What the slow suggestions ask of it."""
+
+TABLE_BYTES = 4e8
+"""How large the tables of the fine programme may be; its units are as fine as that allows."""
 
 
 def chain_suggestions(graph: Graph, budget_bytes: int) -> Iterator[Suggestion]:
@@ -42,7 +49,7 @@ def chain_suggestions(graph: Graph, budget_bytes: int) -> Iterator[Suggestion]:
         if boundaries not in seen:
             seen.add(boundaries)
             yield Suggestion(ChenGreedy.name, segment_order(graph, boundaries))
-    if len(chain) <= MOST_STAGES:
+    if len(stage_cuts(graph, chain, len(graph))) < MOST_STAGES:
         rotor = HeterogeneousChain(units=ROTOR_UNITS)
         for order in rotor.orders(graph, budget_bytes):
             yield Suggestion(rotor.name, order)
@@ -50,6 +57,22 @@ def chain_suggestions(graph: Graph, budget_bytes: int) -> Iterator[Suggestion]:
     slots = list(Revolve(most_repetitions=4).slots(len(chain)))
     for count in slots[:: max(1, len(slots) // MOST_REVOLVE_ORDERS)]:
         yield Suggestion(Revolve.name, steps.order(count))
+
+
+def fine_chain_suggestions(graph: Graph, budget_bytes: int) -> Iterator[Suggestion]:
+    """The plans of a fine table of the heterogeneous chain's programme that come nearest to the budget.
+
+    Where memory binds in every layer (a long model whose gradients fill it as its activations go), rounding to coarse
+    units, and few options per stage, cost most of what there is. The table takes a second or more.
+    """
+    chain = chain_of(graph) if any(o.phase == "backward" for o in graph.operators) else None
+    if chain is None:
+        return
+    stages = len(stage_cuts(graph, chain, FINE_STAGES)) + 1
+    units = min(FINE_UNITS, int(TABLE_BYTES / (2 * 8 * WIDEST * stages**2)))  # two tables of 8 bytes a cell
+    rotor = HeterogeneousChain(units=max(1, units), max_stages=FINE_STAGES, options=FINE_OPTIONS)
+    for order in rotor.orders_nearest(graph, budget_bytes):
+        yield Suggestion(rotor.name, order)
 
 
 def tapered_segments(graph: Graph, chain: Chain, threshold_bytes: float) -> tuple[int, ...]:

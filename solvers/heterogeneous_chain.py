@@ -21,6 +21,7 @@ U-Net) is kept throughout. A graph without a cut or a backward phase is refused 
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -29,9 +30,10 @@ from typing import ClassVar
 
 from graph_capture.graph import Graph
 from solvers.block_options import BlockOption, block_options
+from solvers.chain_cuts import Chain as Cuts
 from solvers.chain_cuts import chain_of, no_chain_reason
 from solvers.chain_program import Chain, ChainProgram, Operation
-from solvers.chain_stages import Stages, coarse_cuts
+from solvers.chain_stages import Stages, stage_cuts
 from solvers.hints import NO_HINTS, Hints
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver
@@ -39,6 +41,9 @@ from solvers.verdict import Verdict, judge, judge_best
 
 NARROWEST, WIDEST = 0.75, 1.25
 """Budgets of the programme that the second table is asked for, as multiples of the budget."""
+
+NEAREST = 6
+"""How many plans :meth:`HeterogeneousChain.orders_nearest` gives on either side of the budget."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,7 @@ class HeterogeneousChain(Solver):
         cuts = chain_of(graph)
         if cuts is None:
             return
-        stages = Stages.of(graph, coarse_cuts(cuts, self.max_stages), cuts.long_lived)
-        chain, options = stages.chain(), block_options(stages, self.options)
-        variants: list[tuple[Chain, tuple[tuple[BlockOption, ...], ...]]] = [(chain, ())]
-        if any(options):
-            sizes = tuple(tuple(option.size for option in row) for row in options)
-            variants.append((replace(chain, options=sizes), options))
+        stages, variants = self._variants(graph, cuts)
         seen: set[tuple[int, ...]] = set()
         for plans_of in (partial(_plans_around, budget_bytes=budget_bytes), _plans):
             for variant, available in variants:
@@ -107,6 +107,47 @@ class HeterogeneousChain(Solver):
                             seen.add(order)
                             yield order
 
+    def orders_nearest(self, graph: Graph, budget_bytes: int) -> Iterator[tuple[int, ...]]:
+        """The executions of the plans whose peaks, by the simulator, are nearest to the budget; from both sides.
+
+        They are found by bisection: a larger budget of the programme gives a plan with a larger peak, but for details.
+        So one table of fine units costs few simulations, where :meth:`orders` makes every plan.
+        """
+        cuts = chain_of(graph)
+        if cuts is None:
+            return
+        stages, variants = self._variants(graph, cuts)
+        chain, options = variants[-1]
+        program = _program_around(chain, self.units, budget_bytes)
+        for hold in (False, True):
+
+            def order(budget: int, hold: bool = hold) -> tuple[int, ...] | None:
+                plan = program.plan(budget)
+                return None if plan is None else tuple(stages.order(plan, hold_outputs=hold, options=options))
+
+            def fits(budget: int) -> bool:
+                found = order(budget)
+                return found is None or judge(graph, Schedule.from_order(graph, found)).peak_bytes <= budget_bytes
+
+            budgets = range(math.floor(NARROWEST * self.units), program.size + 1)
+            least = bisect.bisect_left(budgets, True, key=lambda budget: not fits(budget))
+            for budget in budgets[max(0, least - NEAREST) : least + NEAREST]:
+                found = order(budget)
+                if found is not None:
+                    yield found
+
+    def _variants(
+        self, graph: Graph, cuts: Cuts
+    ) -> tuple[Stages, list[tuple[Chain, tuple[tuple[BlockOption, ...], ...]]]]:
+        """The stages, and their chain without options and, where a stage has any, with them."""
+        stages = Stages.of(graph, stage_cuts(graph, cuts, self.max_stages), cuts.long_lived)
+        chain, options = stages.chain(), block_options(stages, self.options)
+        variants: list[tuple[Chain, tuple[tuple[BlockOption, ...], ...]]] = [(chain, ())]
+        if any(options):
+            sizes = tuple(tuple(option.size for option in row) for row in options)
+            variants.append((replace(chain, options=sizes), options))
+        return stages, variants
+
 
 def _plans(chain: Chain, units: int) -> Iterator[list[Operation]]:
     """The optimal plan of every budget of the programme, of the smallest need first."""
@@ -117,9 +158,12 @@ def _plans(chain: Chain, units: int) -> Iterator[list[Operation]]:
 
 def _plans_around(chain: Chain, units: int, budget_bytes: int) -> Iterator[list[Operation]]:
     """The optimal plans for about `budget_bytes`, of the smallest need first."""
-    chain = chain.discretised(max(1, -(-budget_bytes // units)))
-    program = ChainProgram(chain, math.ceil(WIDEST * units))
+    program = _program_around(chain, units, budget_bytes)
     return _distinct(program, range(math.floor(NARROWEST * units), program.size + 1))
+
+
+def _program_around(chain: Chain, units: int, budget_bytes: int) -> ChainProgram:
+    return ChainProgram(chain.discretised(max(1, -(-budget_bytes // units))), math.ceil(WIDEST * units))
 
 
 def _distinct(program: ChainProgram, budgets: range) -> Iterator[list[Operation]]:

@@ -67,12 +67,14 @@ class Hints:
     - `lower_bound`: no schedule of the *ordered* class within the budget has less overhead (a fraction of the store-all
       step). A bound of a larger budget holds for a smaller one.
     - `suggest`: makes suggestions one after the other; asked for when the solver has time for them.
+    - `suggest_slowly`: makes others, the first of which may take seconds; asked for when the gap stays open.
     - `progress`: called now and then, from the thread that solves; what it raises ends the solve.
     """
 
     schedules: tuple[Schedule, ...] = ()
     lower_bound: float = 0.0
     suggest: Callable[[], Iterable[Suggestion]] | None = None
+    suggest_slowly: Callable[[], Iterable[Suggestion]] | None = None
     progress: ProgressListener | None = None
 
     def report(self, progress: Progress) -> None:

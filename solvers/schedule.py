@@ -127,14 +127,10 @@ def programs_of(graph: Graph, executions: Sequence[int]) -> list[str]:
 
 
 def _last_forward_position(graph: Graph, executions: Sequence[int]) -> int:
-    seen: set[int] = set()
-    last = -1
-    for position, index in enumerate(executions):
-        if index not in seen:
-            seen.add(index)
-            if graph.operators[index].phase == "forward":
-                last = position
-    return last
+    """Where the last forward operator runs for the first time; -1 where there is none."""
+    first = dict(zip(reversed(executions), range(len(executions) - 1, -1, -1), strict=True))
+    forward = (i for i in range(graph.last_forward + 1) if graph.operators[i].phase == "forward")
+    return max((first[i] for i in forward if i in first), default=-1)
 
 
 def _dying_values(graph: Graph, executions: Sequence[int]) -> list[list[int]]:

@@ -45,6 +45,10 @@ or while nothing fits. Few instants keep the MILP solvable, many bring its point
 UNCOMPILED_OPERATORS, UNCOMPILED_SUGGESTIONS = 300, 12
 """On larger graphs suggestions wait for compiled code; without it so many are tried after each answer of the engine."""
 
+SLOW_SECONDS, SLOW_SHARE, SLOW_ROUND = 10.0, 0.2, 3
+"""Slow suggestions are asked for where the time limit is at least so long, once this share of it has passed; under a
+`work_limit` in this round."""
+
 MENDABLE = 1.6
 """A lifted sequence whose peak is below this multiple of the budget is worth annealing."""
 
@@ -113,6 +117,7 @@ class Search:
         for schedule in self.hints.schedules:
             self.incumbent.offer(list(schedule.order), "what was known")
         self.suggestions = iter(self.hints.suggest() if self.hints.suggest is not None else ())
+        self.slow_suggestions = iter(self.hints.suggest_slowly() if self.hints.suggest_slowly is not None else ())
 
     @property
     def annealer(self) -> Annealer | None:
@@ -344,6 +349,8 @@ class Search:
             if stop is None and count >= UNCOMPILED_SUGGESTIONS and large and self.annealer is None:
                 break
             suggestion = next(self.suggestions, None)
+            if suggestion is None and self.may_ask_slowly():
+                suggestion = next(self.slow_suggestions, None)
             if suggestion is None:
                 break
             count += 1
@@ -355,6 +362,13 @@ class Search:
         miss = self.incumbent.take_near_miss()
         if miss.ratio < MENDABLE and not self.reached_by(miss.percent) and not self.closed():
             self.walks.mend(miss.order, max(1.0, 0.12 * self.options.time_limit_seconds))
+
+    def may_ask_slowly(self) -> bool:
+        """Whether the gap has been open for so long that suggestions may take seconds."""
+        if self.options.work_limit is not None:
+            return self.rounds >= SLOW_ROUND
+        limit = self.options.time_limit_seconds
+        return limit >= SLOW_SECONDS and self.remaining_seconds() < (1.0 - SLOW_SHARE) * limit
 
     def reached_by(self, percent: float) -> bool:
         """Whether the best schedule is at least as cheap as that, but for the gap asked for."""

@@ -11,9 +11,11 @@ from solvers import ChenGreedy, HeterogeneousChain, Status
 from solvers.block_options import _Block, block_options
 from solvers.chain_cuts import chain_of
 from solvers.chain_program import Chain, ChainProgram
-from solvers.chain_stages import Stages, coarse_cuts
+from solvers.chain_stages import Stages, coarse_cuts, stage_cuts
+from solvers.heterogeneous_chain import NEAREST
 from solvers.schedule import Schedule
 from solvers.simulator import simulate
+from solvers.verdict import judge
 from tests.solvers.brute_force import BruteForce
 from tests.solvers.random_graphs import (
     EVERYTHING,
@@ -207,6 +209,74 @@ def test_options_are_never_worse(features: Features) -> None:
             assert with_them <= without
             better += with_them < without
     assert better > 2
+
+
+def plain_descent(block: _Block) -> list[frozenset[int]]:
+    """What `descent` promises, from the whole of what runs again after each drop."""
+
+    def price(kept: frozenset[int]) -> float:
+        return sum(block.graph.operators[i].seconds for i in block._again(kept))
+
+    kept, steps = block.saved, list[frozenset[int]]()
+    while True:
+        drops: list[tuple[float, int, frozenset[int]]] = []
+        for maker in {block.graph.values[v].producer for v in kept - block.fixed}:
+            fewer = kept - (frozenset(block.graph.operators[maker].outputs) - block.fixed)
+            if freed := block.size_of(kept) - block.size_of(fewer):
+                drops.append(((price(fewer) - price(kept)) / freed, maker, fewer))
+        if not drops:
+            return steps
+        least = min(rate for rate, _, _ in drops)
+        kept = next(fewer for rate, _, fewer in sorted(drops, key=lambda d: d[1]) if rate <= least + 1e-9)
+        steps.append(kept)
+
+
+@pytest.mark.parametrize("features", [PLAIN, EVERYTHING], ids=["plain", "everything"])
+def test_each_drop_is_the_cheapest_per_byte(features: Features) -> None:
+    drops = 0
+    for seed in range(80):
+        graph = random_graph(seed, 8 + seed % 9, features)
+        cuts = chain_of(graph)
+        if cuts is None:
+            continue
+        stages = Stages.of(graph, coarse_cuts(cuts, 3), cuts.long_lived)
+        for stage in range(len(stages.forward)):
+            block = _Block(stages, stage)
+            drops += len(steps := block.descent())
+            assert steps == plain_descent(block)
+    assert drops > 100
+
+
+@pytest.mark.parametrize("graph", [training_chain(30), blocks(12)], ids=["chain", "blocks"])
+@pytest.mark.parametrize("percent", [80, 60, 50])
+def test_nearest_orders_are_close_to_the_best(graph: Graph, percent: int) -> None:
+    """A handful of them, around the budget, has what judging every plan of two tables finds, or nearly so."""
+    budget_bytes = simulate(graph, Schedule.store_all(graph)).peak_bytes * percent // 100
+    solver = HeterogeneousChain(units=budget_bytes)
+    orders = list(solver.orders_nearest(graph, budget_bytes))
+    judged = [judge(graph, Schedule.from_order(graph, order)) for order in orders]
+    assert len(orders) <= 4 * NEAREST
+    assert any(candidate.peak_bytes > budget_bytes for candidate in judged)
+    fitting = [candidate.overhead for candidate in judged if candidate.peak_bytes <= budget_bytes]
+    assert min(fitting) <= solver.solve(graph, budget_bytes).overhead + 0.005
+
+
+def test_stages_are_few_before_they_are_coarse() -> None:
+    """Cuts over which nothing new passes make no stage; where the others are few enough, all of them are used."""
+    builder = Builder()
+    passed: list[int] = []
+    for _ in range(6):  # a residual block with two branches of negligible size: cuts, but what it was given passes them
+        inner = builder.add("forward", passed, [1], 1.0)
+        inner = builder.add("forward", inner, [1], 1.0)
+        passed = builder.add("forward", [*passed, *inner], [100_000], 1.0)
+    builder.add("backward", passed, [10], 1.0)
+    graph = builder.graph()
+    cuts = chain_of(graph)
+    assert cuts is not None
+    fresh = stage_cuts(graph, cuts, len(graph))
+    assert set(fresh) < set(cuts.cuts)
+    assert stage_cuts(graph, cuts, len(fresh) + 1) == fresh
+    assert len(stage_cuts(graph, cuts, len(fresh))) < len(fresh)
 
 
 def test_options_are_checked() -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -275,3 +276,18 @@ def test_suggestions_of_another_class_are_not_taken() -> None:
     solution = SnapshotRefinement(work_limit=1, gap=0.0).solve(graph, int(0.9 * peak_of(graph)), Hints(suggest=suggest))
     assert tried == ["asked"]
     assert solution.schedule_by != "elsewhere"
+
+
+@pytest.mark.parametrize(("rounds", "asked"), [(search.SLOW_ROUND - 1, False), (search.SLOW_ROUND, True)])
+def test_slow_suggestions_wait_until_the_gap_has_been_open_for_a_while(rounds: int, asked: bool) -> None:
+    graph = training_chain(24)
+    tried: list[str] = []
+
+    def suggest_slowly() -> Iterator[Suggestion]:
+        tried.append("asked")
+        yield from ()
+
+    solver = SnapshotRefinement(work_limit=rounds, gap=0.0)
+    solution = solver.solve(graph, peak_of(graph) // 5, Hints(suggest_slowly=suggest_slowly))
+    assert solution.hit_limit
+    assert bool(tried) == asked
