@@ -20,7 +20,6 @@ import time
 from dataclasses import dataclass
 
 from graph_capture.graph import Graph
-from solvers import compiled
 from solvers.chain_starts import chain_suggestions
 from solvers.heterogeneous_chain import HeterogeneousChain
 from solvers.hints import Hints, Progress, ProgressListener
@@ -201,20 +200,13 @@ def _run(search: _Search, tolerance: float, chain_until: float) -> None:
 
 def _ask_chains(search: _Search, until: float) -> None:
     """The plan of least peak that the solvers of chains make for the least budget that may work."""
-    from solvers.snapshot.anneal import Annealer  # late: they bring compiled code with them
+    from solvers.snapshot.anneal import LateAnnealer  # late: they bring compiled code with them
     from solvers.snapshot.incumbent import Incumbent
 
     graph = search.graph
     suggested = (s.order for s in chain_suggestions(graph, search.excluded_below))
     thorough = HeterogeneousChain().orders(graph, search.excluded_below)
-    counter: list[Annealer] = []
-
-    def counted() -> Annealer | None:
-        if not counter and compiled.ready():
-            counter.append(Annealer(graph))
-        return counter[0] if counter else None
-
-    met = Incumbent(graph, search.excluded_below, search.best.peak_bytes, counted)
+    met = Incumbent(graph, search.excluded_below, search.best.peak_bytes, LateAnnealer(graph))
     for order in itertools.chain(suggested, thorough):
         if time.monotonic() >= until:
             break

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from graph_capture.graph import Graph
-from solvers import compiled
 from solvers.schedule import Schedule
 from solvers.solution import SearchClass, Solution, Solver, Status, memory_floor, overhead_of
 from solvers.turn import released_order
@@ -53,11 +52,13 @@ def judge_best(graph: Graph, orders: Iterable[Sequence[int]], budget_bytes: int)
     Without numba all are judged. Orders keep captured first executions.
     """
     orders = [released_order(graph, order) for order in orders]
-    if len(graph) * len(orders) < COUNTED_EXECUTIONS or not compiled.ready():
-        return [judge(graph, Schedule.from_order(graph, order)) for order in orders]
-    from solvers.snapshot.anneal import Annealer
+    counter = None
+    if len(graph) * len(orders) >= COUNTED_EXECUTIONS:
+        from solvers.snapshot.anneal import LateAnnealer
 
-    counter = Annealer(graph)
+        counter = LateAnnealer(graph)()
+    if counter is None:
+        return [judge(graph, Schedule.from_order(graph, order)) for order in orders]
     counted: list[tuple[float, int, Sequence[int]]] = []
     for order in orders:
         percent, peak_bytes, _ = counter.evaluate(order)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from graph_capture.graph import Graph
+from solvers import compiled
 from solvers.backends import backend
 from solvers.schedule import outside_loss
 from solvers.snapshot.lift import prune
@@ -134,6 +135,21 @@ class Annealer:
                 break
         found = prune(self.graph, best[:best_length].tolist()) if best_length else None
         return Annealed(found, sequence[:length].tolist(), float(percent), done)
+
+
+class LateAnnealer:
+    """Asked for the annealer of a graph, gives it once compiled code is ready, and `None` until then."""
+
+    def __init__(self, graph: Graph, wait: bool = False) -> None:
+        """With `wait` the first question waits for the compilation."""
+        self.graph, self.wait = graph, wait
+        self._annealer: Annealer | None = None
+
+    def __call__(self) -> Annealer | None:
+        """The annealer, made once; `None` without numba, and while its code is being compiled."""
+        if self._annealer is None and compiled.ready(self.wait):
+            self._annealer = Annealer(self.graph)
+        return self._annealer
 
 
 def scrambled(seed: int) -> int:

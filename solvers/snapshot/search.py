@@ -7,14 +7,13 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from solvers import compiled
 from solvers.hints import Hints, Progress
 from solvers.simulator import Simulation
-from solvers.snapshot.anneal import Annealer
+from solvers.snapshot.anneal import Annealer, LateAnnealer
 from solvers.snapshot.engine import Answer, EnginePool, Limits, Outcome
 from solvers.snapshot.excess import Excess, excess_of
 from solvers.snapshot.incumbent import Incumbent, percent_of
@@ -22,7 +21,8 @@ from solvers.snapshot.lift import lift
 from solvers.snapshot.project import project
 from solvers.snapshot.reduction import Reduction
 from solvers.snapshot.relaxation import PERCENT, Relaxation, build
-from solvers.snapshot.walks import Walks
+from solvers.snapshot.suggestions import Suggestions
+from solvers.snapshot.walks import MENDABLE, Walks
 from solvers.snapshot.windows import MOST_ROWS
 from solvers.turn import released_order
 
@@ -41,16 +41,6 @@ ALL_ROWS_LIMIT = 500
 INSTANTS_PER_ROUND, INSTANTS_APART, CAREFUL_ROUNDS = 2, 8, 2
 """New instants of a round, at least so many operators apart; twice as many after the first rounds,
 or while nothing fits. Few instants keep the MILP solvable, many bring its points closer to a schedule."""
-
-UNCOMPILED_OPERATORS, UNCOMPILED_SUGGESTIONS = 300, 12
-"""On larger graphs suggestions wait for compiled code; without it so many are tried after each answer of the engine."""
-
-SLOW_SECONDS, SLOW_SHARE, SLOW_ROUND = 10.0, 0.2, 3
-"""Slow suggestions are asked for where the time limit is at least so long, once this share of it has passed; under a
-`work_limit` in this round."""
-
-MENDABLE = 1.6
-"""A lifted sequence whose peak is below this multiple of the budget is worth annealing."""
 
 REPAIRABLE, REPAIRABLE_AT_A_LIMIT, REPAIRS_PER_ROUND = 1.1, 1.01, 3
 """A lifted sequence below this multiple of the budget is first repaired by charging its excess to the MILP; where the
@@ -106,8 +96,8 @@ class Search:
             self.instants.add(self.graph.last_forward + 1)  # the turn, where they must not be there
         self.rows: set[int] | None = set() if len(self.graph) > ALL_ROWS_LIMIT else None
         self.bursts: set[int] = set()
-        self._annealer: Annealer | None = None
-        self.incumbent = Incumbent(self.graph, self.budget_bytes, self.baseline.peak_bytes, lambda: self.annealer)
+        self.late_annealer = LateAnnealer(self.graph, wait=self.options.work_limit is not None)
+        self.incumbent = Incumbent(self.graph, self.budget_bytes, self.baseline.peak_bytes, self.late_annealer)
         if self.graph.released:  # the store-all schedule is not allowed; mended, it is
             self.incumbent.smallest_peak_bytes = sys.maxsize
             self.incumbent.consider(list(range(len(self.graph))), "store-all, mended")
@@ -116,15 +106,12 @@ class Search:
         self.lower_bound = PERCENT * self.hints.lower_bound
         for schedule in self.hints.schedules:
             self.incumbent.offer(list(schedule.order), "what was known")
-        self.suggestions = iter(self.hints.suggest() if self.hints.suggest is not None else ())
-        self.slow_suggestions = iter(self.hints.suggest_slowly() if self.hints.suggest_slowly is not None else ())
+        self.suggestions = Suggestions(self)
 
     @property
     def annealer(self) -> Annealer | None:
         """`None` without numba, and while its code is being compiled; under a work limit that is waited for."""
-        if self._annealer is None and compiled.ready(wait=self.options.work_limit is not None):
-            self._annealer = Annealer(self.graph)
-        return self._annealer
+        return self.late_annealer()
 
     # ---------------------------------------------------------------- limits
 
@@ -186,7 +173,7 @@ class Search:
                 return
             over = self.learn(self.lifted(relaxation, answer), answer) if answer.has_point else Excess()
             if not self.closed():
-                self.consider_suggestions()
+                self.suggestions.consider()
             if self.incumbent.order is None:
                 self.walks.approach(0.12 * self.options.time_limit_seconds)
             if not self.closed() and not self.refine(over, answer):
@@ -274,11 +261,11 @@ class Search:
         """Try suggestions and anneal while an engine works; not under a work limit: nothing may depend on the clock."""
         if self.options.work_limit is not None:
             return
-        if self.annealer is None and len(self.graph) > UNCOMPILED_OPERATORS:
+        if self.annealer is None and self.suggestions.slow_to_judge:
             # slowly, by the simulator: there is nothing else to do until the code is compiled, or the engine answers
-            self.consider_suggestions(stop=lambda: self.pool.answered() or self.annealer is not None)
+            self.suggestions.consider(stop=lambda: self.pool.answered() or self.annealer is not None)
             return
-        self.consider_suggestions(stop=self.pool.answered)
+        self.suggestions.consider(stop=self.pool.answered)
         seconds = min(0.12 * self.options.time_limit_seconds, most_seconds)
         if self.unmended is not None:
             start, self.unmended = self.unmended, None
@@ -337,42 +324,6 @@ class Search:
             simulation = self.incumbent.consider(order)
             self.log(f"repaired: {percent_of(self.graph, simulation):.3f} %, {simulation.peak_bytes} bytes")
             over = excess_of(self.graph, order, simulation, self.budget_bytes)
-
-    def consider_suggestions(self, stop: Callable[[], bool] | None = None) -> None:
-        """Offer what the caller suggests, one order after the other; what nearly fits is annealed next.
-
-        `stop` ends it; without one it goes on, but not for long where the simulator has to judge large graphs.
-        """
-        count = 0
-        large = len(self.graph) > UNCOMPILED_OPERATORS
-        while not (stop and stop()) and self.remaining_seconds() > 0.0 and not self.closed():
-            if stop is None and count >= UNCOMPILED_SUGGESTIONS and large and self.annealer is None:
-                break
-            suggestion = next(self.suggestions, None)
-            if suggestion is None and self.may_ask_slowly():
-                suggestion = next(self.slow_suggestions, None)
-            if suggestion is None:
-                break
-            count += 1
-            self.incumbent.offer(list(suggestion.order), suggestion.by)
-        if count:
-            self.log(f"{count} suggestions tried")
-        if stop and stop():
-            return
-        miss = self.incumbent.take_near_miss()
-        if miss.ratio < MENDABLE and not self.reached_by(miss.percent) and not self.closed():
-            self.walks.mend(miss.order, max(1.0, 0.12 * self.options.time_limit_seconds))
-
-    def may_ask_slowly(self) -> bool:
-        """Whether the gap has been open for so long that suggestions may take seconds."""
-        if self.options.work_limit is not None:
-            return self.rounds >= SLOW_ROUND
-        limit = self.options.time_limit_seconds
-        return limit >= SLOW_SECONDS and self.remaining_seconds() < (1.0 - SLOW_SHARE) * limit
-
-    def reached_by(self, percent: float) -> bool:
-        """Whether the best schedule is at least as cheap as that, but for the gap asked for."""
-        return self.incumbent.percent <= percent + PERCENT * self.options.gap
 
     def refine(self, over: Excess, answer: Answer) -> bool:
         """Add the worst positions, apart from each other, as instants, and rows at local maxima and in bursts."""

@@ -19,6 +19,9 @@ MOVES_PER_ROUND, POLISH_MOVES_PER_ROUND = 20_000, 100_000
 APPROACHES = 6
 """Walks towards the budget per round while nothing fits: all of the way, half of it, a quarter ..."""
 
+MENDABLE = 1.6
+"""A lifted sequence whose peak is below this multiple of the budget is worth annealing."""
+
 MENDING = Cooling()
 
 

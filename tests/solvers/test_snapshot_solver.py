@@ -23,6 +23,7 @@ from solvers.snapshot.engine import EnginePool, Limits, Outcome
 from solvers.snapshot.lift import prune
 from solvers.snapshot.milp import LinearProgram
 from solvers.snapshot.reduction import can_repeat
+from solvers.snapshot.suggestions import SLOW_ROUND
 from solvers.solution import Status
 from tests.solvers.brute_force import BruteForce
 from tests.solvers.random_graphs import EVERYTHING, PLAIN, Features, random_graph, training_chain
@@ -278,7 +279,7 @@ def test_suggestions_of_another_class_are_not_taken() -> None:
     assert solution.schedule_by != "elsewhere"
 
 
-@pytest.mark.parametrize(("rounds", "asked"), [(search.SLOW_ROUND - 1, False), (search.SLOW_ROUND, True)])
+@pytest.mark.parametrize(("rounds", "asked"), [(SLOW_ROUND - 1, False), (SLOW_ROUND, True)])
 def test_slow_suggestions_wait_until_the_gap_has_been_open_for_a_while(rounds: int, asked: bool) -> None:
     graph = training_chain(24)
     tried: list[str] = []
