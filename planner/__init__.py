@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from planner._version import __version__
 
 if TYPE_CHECKING:
+    from graph_capture.formats import format_bytes
     from planner.api import plan
     from planner.auto_checkpoint import auto_checkpoint
     from planner.blocks import BlockPlans, plan_blocks
-    from planner.budget import Budget, format_bytes, parse_budget
+    from planner.budget import Budget, parse_budget
     from planner.certificate.make import Certificate, certify, export_certificate
     from planner.certificate.verify import CertificateReport, verify_certificate
     from planner.decide import PlanChangedWarning
@@ -132,7 +133,7 @@ _HOMES = {
     "checkpoint_loop": "planner.loops",
     "export_certificate": "planner.certificate.make",
     "export_policy": "planner.export.make",
-    "format_bytes": "planner.budget",
+    "format_bytes": "graph_capture.formats",
     "max_batch_size": "planner.max_batch_size",
     "measure_step": "planner.measure",
     "minimum_budget": "planner.minimum_budget",

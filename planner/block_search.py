@@ -14,13 +14,14 @@ from torch.utils._pytree import tree_map_only
 
 from graph_capture.capture import Capture, capture, resident_bytes, with_declared, workspace_model
 from graph_capture.fake import fake_copy, fake_inputs, fake_mode_of
+from graph_capture.formats import format_bytes
 from graph_capture.graph import Compiler, Graph
 from graph_capture.huggingface import as_in_eager
 from graph_capture.inputs import resolve_inputs
 from planner.api import plan_of
 from planner.block_memory import BlockCall, BlockMemory, detached, record_calls, whole_peak_bytes
 from planner.blocks import BlockPlans
-from planner.budget import Budget, format_bytes, parse_budget
+from planner.budget import Budget, parse_budget
 from planner.describe import describe_model
 from planner.errors import NoScheduleError, UnsupportedModelError
 from planner.measure import loss_of

@@ -24,8 +24,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
+from graph_capture.formats import format_bytes
 from graph_capture.graph import Compiler
-from planner.budget import Budget, format_bytes
+from planner.budget import Budget
 from planner.decide import OnChange
 from planner.errors import PlanFileError, PlanMismatchError
 from planner.pins import Patterns, pins_of

@@ -124,16 +124,6 @@ def parse_budget(budget: int | str | Budget) -> Budget:
     raise BudgetError(f"budget {budget!r} is a {type(budget).__name__}; {_ADVICE}")
 
 
-def format_bytes(size_bytes: int, *, short: bool = False) -> str:
-    """Both forms of a size; the first alone if `short`.
-
-    >>> format_bytes(8 * 2**30), format_bytes(1536, short=True)
-    ('8.00 GiB (8,589,934,592 bytes)', '1.50 KiB')
-    """
-    brief = _brief(size_bytes)
-    return brief if short or abs(size_bytes) < 1024 else f"{brief} ({size_bytes:,} bytes)"
-
-
 def _parse_text(text: str) -> Budget:
     stripped = text.strip()
     if len(stripped) > 64:
@@ -179,12 +169,3 @@ def _float_advice(amount: float) -> str:
     if 0 < amount < 1:
         return f'write "{100 * amount:g}%" for a fraction of eager\'s peak, or bytes with a unit ("12GiB")'
     return _ADVICE
-
-
-def _brief(size_bytes: int) -> str:
-    if abs(size_bytes) < 1024:
-        return f"{size_bytes} byte" if abs(size_bytes) == 1 else f"{size_bytes} bytes"
-    units = ("KiB", "MiB", "GiB", "TiB", "PiB")
-    # What rounds to 1024.00 of a unit belongs to the next one.
-    power = next((p for p in range(1, 6) if abs(round(size_bytes / 1024**p, 2)) < 1024), 5)
-    return f"{size_bytes / 1024**power:.2f} {units[power - 1]}"

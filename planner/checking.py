@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from graph_capture.capture import capture
+from graph_capture.formats import format_bytes
 from graph_capture.graph import Compiler
 from graph_capture.inputs import resolve_inputs
-from planner.budget import format_bytes
 from planner.errors import CaptureError, PlannerError
 from planner.measure import LossFn, loss_of, measure_step
 from planner.rewrite import rewrite

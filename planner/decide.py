@@ -15,10 +15,10 @@ from graph_capture.build import Binding, build_graph
 from graph_capture.capture import bare_graph, round_allocations, workspace_model
 from graph_capture.costs import cost_model
 from graph_capture.devices import device_by_name
+from graph_capture.formats import format_bytes
 from graph_capture.graph import Graph
 from graph_capture.joint import Joint, tensors_of
 from graph_capture.prepare import differentiable_outputs, example_value, output_nodes
-from planner.budget import format_bytes
 from planner.errors import PlanMismatchError, error_for_solution
 from planner.out_of_memory import Expectation
 from planner.pins import pinned

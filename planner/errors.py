@@ -138,7 +138,7 @@ def error_for_solution(
 
     - `eager_peak_bytes`: if it is known, the smallest budget is given as a percentage of it, too.
     """
-    from planner.budget import format_bytes
+    from graph_capture.formats import format_bytes
     from planner.pins import is_pinned
     from solvers.solution import Status, memory_floor
 

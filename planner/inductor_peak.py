@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+from graph_capture.formats import format_bytes
 from graph_capture.graph import Compiler
-from planner.budget import format_bytes
 from planner.errors import PlanMismatchError
 from planner.export.blocks import without_reuse
 from planner.plan_file import Plan

@@ -29,6 +29,7 @@ from graph_capture.errors import CaptureError
 from graph_capture.fake import fake_mode_of
 from graph_capture.graph import Compiler
 from planner.api import LossFn, capture_with_peak, plan_of
+from planner.batch_table import batch_text
 from planner.budget import Budget, parse_budget
 from planner.errors import BudgetError, NoScheduleError, error_for_solution
 from planner.pins import Patterns, Pins, pins_of
@@ -97,6 +98,9 @@ class MaxBatchSize:
     proven: bool
     limit_reached: bool
     interrupted: bool = False
+
+    def __str__(self) -> str:
+        return batch_text(self)
 
     @property
     def fastest(self) -> BatchTrial:

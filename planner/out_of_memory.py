@@ -16,8 +16,8 @@ import torch
 from torch import fx
 
 from graph_capture.build import module_of, source_of
+from graph_capture.formats import format_bytes
 from graph_capture.graph import Graph
-from planner.budget import format_bytes
 from solvers.schedule import Schedule
 
 Boxed = Callable[[list[Any]], Any]

@@ -19,6 +19,7 @@ from graph_capture.graph import Compiler, Graph
 from planner.api import LossFn, capture_with_peak, plan_of
 from planner.budget import Budget, parse_budget
 from planner.by_partitioner import by_partitioner
+from planner.curve_points import ParetoPoint, points_text
 from planner.errors import error_for_solution
 from planner.pictures.points import Point, point_of
 from planner.pins import Patterns, Pins, pinned, pins_of
@@ -28,52 +29,7 @@ from solvers.auto import chosen_solver
 from solvers.hints import ProgressListener
 from solvers.pareto import curve
 from solvers.simulator import simulate_store_all
-from solvers.solution import Solution, Solver
-
-
-@dataclass(frozen=True)
-class ParetoPoint:
-    """One budget of the curve.
-
-    **Fields:**
-
-    - `requested`: the budget as it was written. `budget_bytes`: what it comes to.
-    - `solution`: schedule, bound, status and seconds of its solve.
-    """
-
-    requested: str
-    budget_bytes: int
-    solution: Solution
-
-    @property
-    def overhead(self) -> float:
-        """Seconds of recomputation as a fraction of the store-all step; `inf` where nothing was found."""
-        return self.solution.overhead
-
-    @property
-    def lower_bound(self) -> float:
-        """No schedule of the bound's scope has less overhead; `inf` where it is proven that none fits."""
-        return self.solution.lower_bound
-
-    @property
-    def gap(self) -> float:
-        """Overhead minus lower bound."""
-        return self.solution.gap
-
-    @property
-    def predicted_peak_bytes(self) -> int:
-        """The simulator's peak of the schedule; 0 without one."""
-        return self.solution.predicted_peak_bytes
-
-    @property
-    def status(self) -> str:
-        """`OPTIMAL`, `FEASIBLE`, `INFEASIBLE` or `UNKNOWN`."""
-        return self.solution.status.name
-
-    @property
-    def seconds(self) -> float:
-        """Time that this budget's solve took."""
-        return self.solution.seconds
+from solvers.solution import Solver
 
 
 @dataclass(frozen=True)
@@ -106,6 +62,9 @@ class Pareto:
     store_all_peak_bytes: int
     beside: tuple[Point, ...] = ()
     _origin: _Origin | None = field(default=None, repr=False)
+
+    def __str__(self) -> str:
+        return points_text(self.points)
 
     def plan(self, index: int) -> Plan:
         """The plan of point `index`, as :func:`planner.plan` would return it.

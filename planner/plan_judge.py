@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from graph_capture.formats import format_bytes
 from graph_capture.graph import Graph, GraphError
-from planner.budget import format_bytes
 from planner.errors import InvalidPlanError, PinError
 from planner.pins import Pins, pinned, unpinned
 from planner.plan_parts import ParameterRow, parameter_fingerprint

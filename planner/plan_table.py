@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from planner.budget import format_bytes
-from planner.formats import format_fraction
+from graph_capture.formats import format_bytes, format_fraction
 
 if TYPE_CHECKING:
     from planner.plan_file import Plan

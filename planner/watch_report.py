@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from planner.budget import format_bytes
+from graph_capture.formats import format_bytes
 from planner.out_of_memory import Expectation
 from solvers.schedule import programs_of
 from solvers.simulator import Regime, timeline_of

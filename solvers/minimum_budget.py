@@ -19,6 +19,7 @@ import itertools
 import time
 from dataclasses import dataclass
 
+from graph_capture.formats import format_bytes, format_fraction
 from graph_capture.graph import Graph
 from solvers.chain_starts import chain_suggestions
 from solvers.heterogeneous_chain import HeterogeneousChain
@@ -54,6 +55,17 @@ class MinimumBudget:
     probes: int
     seconds: float
     hit_limit: bool
+
+    def __str__(self) -> str:
+        lines = [
+            f"smallest budget known to work  {format_bytes(self.peak_bytes)}",
+            f"overhead there                 {format_fraction(self.overhead)}",
+            f"nothing fits below             {format_bytes(self.lower_bound_bytes)} (of {self.bound_scope})",
+            f"order-free floor               {format_bytes(self.floor_bytes)}",
+            f"budgets tried                  {self.probes} in {self.seconds:.1f} s"
+            + (", stopped at a limit" if self.hit_limit else ""),
+        ]
+        return "\n".join(lines)
 
     @property
     def gap(self) -> float:

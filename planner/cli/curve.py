@@ -10,24 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from planner.budget import Budget, format_bytes, parse_budget
+from graph_capture.formats import format_bytes, format_fraction
+from planner.budget import Budget, parse_budget
 from planner.cli.planning import is_plan, planning_arguments
 from planner.cli.progress import CAPTURING, progress_on
-from planner.formats import format_fraction, format_seconds
+from planner.curve_points import ParetoPoint, points_text
 
 if TYPE_CHECKING:
     from graph_capture.graph import Graph
     from planner.pictures.points import Point
-    from solvers.solution import Solution
-
-
-@dataclass(frozen=True)
-class Row:
-    """One budget: as it was written, in bytes, and what came of it."""
-
-    requested: str
-    budget_bytes: int
-    solution: Solution
 
 
 @dataclass(frozen=True)
@@ -37,7 +28,7 @@ class Curve:
     name: str
     graph: Graph
     eager_peak_bytes: int
-    rows: Sequence[Row]
+    rows: Sequence[ParetoPoint]
     beside: Sequence[Point] = ()
 
     def points(self) -> list[Point]:
@@ -87,8 +78,7 @@ def solve_curve(options: argparse.Namespace) -> Curve:
             memory_budgets=RATIOS,
             progress=listener,
         )
-    rows = [Row(point.requested, point.budget_bytes, point.solution) for point in found.points]
-    return Curve(type(made.model).__name__, found.graph, found.eager_peak_bytes, rows, found.beside)
+    return Curve(type(made.model).__name__, found.graph, found.eager_peak_bytes, found.points, found.beside)
 
 
 def _of_plan(path: str, budgets: Sequence[Budget], arguments: Mapping[str, Any]) -> Curve:
@@ -104,7 +94,7 @@ def _of_plan(path: str, budgets: Sequence[Budget], arguments: Mapping[str, Any])
     written = {budget.resolve(plan.eager_peak_bytes): str(budget) for budget in budgets}
     with progress_on(sys.stderr) as listener:
         points = curve(graph, written, solver, listener, start=start)
-    rows = [Row(written[point.budget_bytes], point.budget_bytes, point.solution) for point in points]
+    rows = [ParetoPoint(written[point.budget_bytes], point.budget_bytes, point.solution) for point in points]
     return Curve(plan.model.class_name.rsplit(".", 1)[-1], graph, plan.eager_peak_bytes, rows)
 
 
@@ -112,14 +102,12 @@ def curve_text(curve: Curve) -> str:
     """The table of budgets, and below it what else could be done."""
     from planner.report.text import columns
 
-    head = ("budget", "", "peak", "overhead", "lower bound", "gap", "status", "seconds")
-    table = columns([head, *map(_cells, curve.rows)])
     others = [
         (point.label, format_bytes(point.peak_bytes, short=True), format_fraction(point.overhead))
         for point in curve.references
     ]
     beside = columns([("beside it", "peak", "overhead"), *others], left=1)
-    return f"{curve.name}: eager's peak {format_bytes(curve.eager_peak_bytes)}\n\n{table}\n\n{beside}"
+    return f"{curve.name}: eager's peak {format_bytes(curve.eager_peak_bytes)}\n\n{points_text(curve.rows)}\n\n{beside}"
 
 
 def curve_data(curve: Curve) -> dict[str, Any]:
@@ -144,17 +132,6 @@ def curve_data(curve: Curve) -> dict[str, Any]:
         for point in curve.references
     ]
     return {"model": curve.name, "eager_peak_bytes": curve.eager_peak_bytes, "points": points, "others": others}
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    solution, size = row.solution, format_bytes(row.budget_bytes, short=True)
-    seconds = format_seconds(solution.seconds)
-    if solution.schedule is None:
-        bound = "" if math.isinf(solution.lower_bound) else format_fraction(solution.lower_bound)
-        return row.requested, size, "-", "-", bound, "", solution.status.name.lower(), seconds
-    figures = (format_fraction(f) for f in (solution.overhead, solution.lower_bound, solution.gap))
-    peak = format_bytes(solution.predicted_peak_bytes, short=True)
-    return (row.requested, size, peak, *figures, solution.status.name.lower(), seconds)
 
 
 def _finite(number: float) -> float | None:

@@ -14,8 +14,7 @@ import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, TextIO
 
-from planner.budget import format_bytes
-from planner.formats import format_fraction
+from graph_capture.formats import format_bytes, format_fraction
 
 if TYPE_CHECKING:
     from solvers.hints import Progress, ProgressListener

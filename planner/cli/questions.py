@@ -7,11 +7,9 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Any
 
-from planner.budget import format_bytes
 from planner.cli.paths import check_output
 from planner.cli.planning import is_plan, planning_arguments
 from planner.cli.progress import CAPTURING, progress_on
-from planner.formats import format_fraction
 
 if TYPE_CHECKING:
     from planner.max_batch_size import MaxBatchSize
@@ -36,19 +34,6 @@ def solve_minimum(options: argparse.Namespace) -> MinimumBudget:
     made = make(options.target)
     with progress_on(sys.stderr, CAPTURING) as listener:
         return minimum_budget(made.model, made.args, made.kwargs, loss_fn=made.loss_fn, **arguments, progress=listener)
-
-
-def minimum_text(found: MinimumBudget) -> str:
-    """The answer as a few lines."""
-    lines = [
-        f"smallest budget known to work  {format_bytes(found.peak_bytes)}",
-        f"overhead there                 {format_fraction(found.overhead)}",
-        f"nothing fits below             {format_bytes(found.lower_bound_bytes)} (of {found.bound_scope})",
-        f"order-free floor               {format_bytes(found.floor_bytes)}",
-        f"budgets tried                  {found.probes} in {found.seconds:.1f} s"
-        + (", stopped at a limit" if found.hit_limit else ""),
-    ]
-    return "\n".join(lines)
 
 
 def minimum_data(found: MinimumBudget) -> dict[str, Any]:
@@ -78,41 +63,6 @@ def solve_batch(options: argparse.Namespace) -> MaxBatchSize:
             prefer=options.prefer,
             progress=listener,
         )
-
-
-def batch_text(found: MaxBatchSize) -> str:
-    """The answer, and the table of what was tried."""
-    from planner.report.text import columns
-
-    head = ("batch", "outcome", "peak", "store-all's peak", "overhead", "samples/s", "seconds")
-    rows = [
-        (
-            str(t.batch),
-            t.outcome,
-            "-" if t.peak_bytes is None else format_bytes(t.peak_bytes, short=True),
-            format_bytes(t.store_all_peak_bytes, short=True),
-            "-" if t.overhead is None else format_fraction(t.overhead),
-            "-" if t.samples_per_second is None else f"{t.samples_per_second:.4g}",
-            f"{t.seconds:.1f}",
-        )
-        for t in found.trials
-    ]
-    lines = [
-        f"batch              {found.batch} within {format_bytes(found.budget_bytes)}; "
-        f"the next larger one {_beyond(found)}",
-        f"overhead           {format_fraction(found.plan.overhead)}",
-        f"without a plan     {found.store_all_batch}",
-        f"most samples/s     batch {found.fastest.batch}, by the cost model",
-    ]
-    return "\n".join([*lines, "", columns([head, *rows], left=2)])
-
-
-def _beyond(found: MaxBatchSize) -> str:
-    if found.interrupted:
-        return "was not tried: interrupted"
-    if found.limit_reached:
-        return "was not allowed"
-    return "is proven not to fit" if found.proven else "was not found to fit"
 
 
 def batch_data(found: MaxBatchSize) -> dict[str, Any]:

@@ -114,19 +114,19 @@ def pareto(options: argparse.Namespace) -> int:
 
 def minimum_budget(options: argparse.Namespace) -> int:
     """Look for the smallest budget that works."""
-    from planner.cli.questions import minimum_data, minimum_text, solve_minimum
+    from planner.cli.questions import minimum_data, solve_minimum
 
     found = solve_minimum(options)
     if options.json:
         _print_json(minimum_data(found))
     else:
-        print(minimum_text(found))
+        print(found)
     return OK
 
 
 def max_batch(options: argparse.Namespace) -> int:
     """Look for the largest batch that fits."""
-    from planner.cli.questions import batch_data, batch_text, solve_batch
+    from planner.cli.questions import batch_data, solve_batch
 
     try:
         found = solve_batch(options)
@@ -139,7 +139,7 @@ def max_batch(options: argparse.Namespace) -> int:
     if options.json:
         _print_json({**batch_data(found), "output": options.output})
         return OK
-    print(batch_text(found))
+    print(found)
     if options.output:
         print(f"\nthe plan of that batch is written to {options.output}")
     return OK

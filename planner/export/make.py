@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from graph_capture.formats import format_bytes
 from graph_capture.graph import Graph
 from graph_capture.inputs import resolve_inputs
 from planner.block_search import find_blocks
-from planner.budget import Budget, format_bytes, parse_budget
+from planner.budget import Budget, parse_budget
 from planner.errors import NoScheduleError, PlanMismatchError
 from planner.export.blocks import Block, Decisions, blocks_of, recomputed_seconds, selective_schedule
 from planner.export.choose import Chooser

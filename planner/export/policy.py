@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from planner.budget import format_bytes
+from graph_capture.formats import format_bytes, format_fraction
 from planner.errors import PlanFileError, PlanMismatchError
 from planner.folding import fold_label, template_of
-from planner.formats import format_fraction
 from planner.plan_parts import Bytes, Count, Fraction, FractionOrInfinity, Part, Producer
 
 if TYPE_CHECKING:

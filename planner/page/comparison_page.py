@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from planner.budget import format_bytes
-from planner.formats import format_fraction, format_seconds
+from graph_capture.formats import format_bytes, format_fraction, format_seconds
 from planner.page.render import Figure, render
 from planner.page.tables import size_cell
 from planner.pictures.of_plan import curve_of_two, memory_of_two

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.budget import format_bytes
+from graph_capture.formats import format_bytes
 from planner.page.render import Figure, render
 from planner.page.tables import POINTS_HEAD, point_cells
 from planner.pictures.curve import CurvePicture

@@ -7,8 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from planner.budget import format_bytes
-from planner.formats import format_fraction, format_seconds
+from graph_capture.formats import format_bytes, format_fraction, format_seconds
 from planner.page.render import Figure, render
 from planner.page.tables import POINTS_HEAD, Table, point_cells, size_cell
 from planner.pictures.blocks import blocks_of

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from planner.budget import format_bytes
-from planner.formats import format_fraction
+from graph_capture.formats import format_bytes, format_fraction
 from planner.pictures.points import Point
 
 Table = list[tuple["str | Markup", ...]]

@@ -6,8 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from planner.budget import format_bytes
-from planner.formats import format_fraction
+from graph_capture.formats import format_bytes, format_fraction
 from planner.pictures.labels import Labels
 from planner.pictures.points import Point
 from planner.pictures.svg import Scale, byte_ticks, path, picture, tag, text, ticks

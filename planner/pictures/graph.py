@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.budget import format_bytes
-from planner.formats import format_seconds
+from graph_capture.formats import format_bytes, format_seconds
 from planner.pictures.blocks import DECISIONS, Block, Cell
 from planner.pictures.svg import picture, tag, text
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from graph_capture.formats import format_bytes, format_seconds
 from graph_capture.graph import Graph
-from planner.budget import format_bytes
-from planner.formats import format_seconds
 from planner.pictures.lanes import Lane
 from planner.pictures.svg import Scale, byte_ticks, path, picture, second_ticks, tag, text
 from planner.pictures.timeline import Bin, Timeline

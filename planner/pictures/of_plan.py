@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planner.budget import format_bytes
+from graph_capture.formats import format_bytes
 from planner.pictures.curve import CurvePicture
 from planner.pictures.lanes import lanes_of
 from planner.pictures.memory import MemoryPicture

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from planner.budget import format_bytes
+from graph_capture.formats import format_bytes
 from planner.errors import PlannerError
 from planner.pictures.curve import CurvePicture, stairs
 from planner.pictures.labels import Labels

@@ -10,8 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from planner.budget import format_bytes
-from planner.formats import format_seconds
+from graph_capture.formats import format_bytes, format_seconds
 
 LIGHT = {
     "ink": "#1d2430",

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from planner.budget import format_bytes
+from graph_capture.formats import format_bytes, format_fraction, format_seconds
 from planner.folding import template_of
-from planner.formats import format_fraction, format_seconds
 from planner.report.modules import ModuleRow, module_rows
 
 if TYPE_CHECKING:

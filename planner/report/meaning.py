@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from planner.formats import format_seconds
+from graph_capture.formats import format_seconds
 
 if TYPE_CHECKING:
     from planner.plan_file import Plan

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from graph_capture.formats import format_seconds
 from graph_capture.graph import Graph, Operator
 from planner.folding import fold_label, template_of
-from planner.formats import format_seconds
 from planner.report.lifetimes import alive_after_forward
 from solvers.schedule import Schedule
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from graph_capture.formats import format_bytes
 from graph_capture.graph import Graph
-from planner.budget import format_bytes
 from planner.folding import fold_label, template_of
 from planner.report.lifetimes import alive_after_forward
 from solvers.schedule import Schedule

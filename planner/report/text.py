@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.budget import format_bytes
-from planner.formats import format_seconds
+from graph_capture.formats import format_bytes, format_seconds
 from planner.report import AliveRow, ModuleRow, PeakReport, PlanReport
 from planner.report.comparison import Comparison, ModuleDifference
 from planner.report.modules import total_row

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.budget import LARGEST_BYTES, UNIT_BYTES, Budget, format_bytes, parse_budget
+from graph_capture.formats import format_bytes
+from planner.budget import LARGEST_BYTES, UNIT_BYTES, Budget, parse_budget
 from planner.errors import BudgetError, PlannerError
 
 

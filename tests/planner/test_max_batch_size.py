@@ -66,6 +66,12 @@ def test_it_is_larger_than_store_all_and_its_plan_fits(found: MaxBatchSize, budg
     assert not found.limit_reached
 
 
+def test_it_is_printed_as_an_answer_and_a_table(found: MaxBatchSize) -> None:
+    text = str(found)
+    assert text.startswith(f"batch              {found.batch} within ")
+    assert len(text.split("\n\n")[1].splitlines()) == 1 + len(found.trials)
+
+
 def test_the_next_larger_batch_was_tried_and_does_not_fit(found: MaxBatchSize) -> None:
     by_batch = {trial.batch: trial for trial in found.trials}
     beyond = by_batch[found.batch + 1]

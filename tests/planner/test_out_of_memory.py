@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from graph_capture.formats import format_bytes
 from planner import Plan, plan, rewrite
-from planner.budget import format_bytes
 from solvers.chen import ChenGreedy
 
 ALLOCATOR = (

@@ -41,6 +41,14 @@ def test_points_ascend_and_overheads_fall(found: Pareto) -> None:
         assert point.lower_bound <= point.overhead
 
 
+def test_a_curve_is_printed_as_a_table(found: Pareto) -> None:
+    head, *rows = str(found).splitlines()
+    assert head.split()[:3] == ["budget", "peak", "overhead"]
+    assert len(rows) == len(found.points)
+    assert "infeasible" in rows[0]
+    assert "optimal" in rows[-1]
+
+
 def test_a_point_is_a_plan(found: Pareto) -> None:
     torch.manual_seed(0)
     model = Perceptron()

@@ -40,6 +40,7 @@ def test_a_chain_is_solved_at_its_floor() -> None:
     assert found.peak_bytes == found.lower_bound_bytes == memory_floor(graph)[0]
     assert (found.gap, found.hit_limit) == (0.0, False)
     assert "every schedule" in found.bound_scope
+    assert f"({found.peak_bytes:,} bytes)" in str(found) or f"{found.peak_bytes} bytes" in str(found)
 
 
 def test_proofs_of_a_restriction_do_not_count() -> None:
