@@ -19,11 +19,12 @@ from torch import fx
 from graph_capture.costs import CostModel, Price
 from graph_capture.delivery import Delivery, plan_delivery
 from graph_capture.errors import CaptureError
-from graph_capture.fusible import copied_bytes, statistics_bytes
+from graph_capture.fusible import copied_bytes, is_pointwise, statistics_bytes
 from graph_capture.fusion import Fusion, find_fusion
 from graph_capture.graph import Compiler, Graph, Operator, Phase, Value
-from graph_capture.in_place import InPlaceForm, in_place_forms
+from graph_capture.in_place import InPlaceForm, forms_of_kernel, in_place_forms
 from graph_capture.joint import Joint, is_mutation, is_random, storage_key, tensors_of, written_storages
+from graph_capture.rereads import read_again_in_passing
 from graph_capture.workspace import Footprint, WorkspaceModel
 
 LOSS_NAME = "loss"
@@ -105,6 +106,8 @@ class _Builder:
                 self.storage_value[storage_key(tensor)] = None
             self.value_of[node] = ()
         forward, backward = self._phases()
+        if self.compiler != "eager" and read_again_in_passing(forward, backward, self.written):
+            forward, backward = self._phases()
         trained = {
             storage_key(t)
             for primal, gradient in zip(self.joint.primals, self.joint.gradients, strict=True)
@@ -269,7 +272,7 @@ class _Builder:
                 continue
             node = draft.node
             pairs = []
-            for form in in_place_forms(node):
+            for form in self._in_place_forms(node):
                 sources = self.value_of[form.argument]
                 if form.argument in self.fusion.inlined or not self._may_be_written_over(sources, index, delivery):
                     continue
@@ -314,6 +317,10 @@ class _Builder:
         if node not in self.fusion.generated:
             return self.cost.price(node)
         return self.cost.price_of_kernel(*self.fusion.traffic_of(node))
+
+    def _in_place_forms(self, node: fx.Node) -> list[InPlaceForm]:
+        known = in_place_forms(node)
+        return forms_of_kernel(node) if not known and node in self.fusion.generated and is_pointwise(node) else known
 
     def _may_be_written_over(self, sources: Sequence[int], reader: int, delivery: Delivery) -> bool:
         """Whether what an operator writes over was made in the same program: a compiler writes over nothing else.

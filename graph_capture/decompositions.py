@@ -1,4 +1,4 @@
-"""What a cross-entropy loss and a batch normalisation consist of, for a compiler that fuses the parts.
+"""What losses, normalisations, dropout and max pooling consist of, for a compiler that fuses the parts.
 
 As one operator a logarithmic softmax writes a tensor as large as its input, and its backward reads and writes some
 more. Taken apart, all that lies in memory is a maximum and a sum for each row: the rest is pointwise, and computed in
@@ -7,18 +7,21 @@ log-likelihood: it scatters into zeros, and only a pass that merges what a sched
 Here it is one from the start.
 
 Batch normalisation, taken apart, makes its result pointwise from its input and two numbers for each channel: where the
-result is wanted again, its reductions do not run again, nor does the update of the running statistics.
+result is wanted again, its reductions do not run again, nor does the update of the running statistics. Dropout leaves
+a mask (:mod:`~graph_capture.dropout_mask`), max pooling offsets of one byte (:mod:`~graph_capture.pooling`).
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch._decomp import get_decompositions
 
+from graph_capture.dropout_mask import dropout_apart
 from graph_capture.graph import Compiler
 
 aten = torch.ops.aten
@@ -33,8 +36,21 @@ def decompositions_for(compiler: Compiler) -> Mapping[Any, Callable[..., Any]]:
         return {}
     losses = [aten._log_softmax, aten._log_softmax_backward_data, aten.nll_loss_forward, aten.nll_loss2d_forward]
     norms = [aten._native_batch_norm_legit_functional, aten.native_batch_norm_backward]
-    ours = dict.fromkeys((aten.nll_loss_backward.default, aten.nll_loss2d_backward.default), nll_loss_backward)
+    ours: dict[Any, Callable[..., Any]] = dict.fromkeys(
+        (aten.nll_loss_backward.default, aten.nll_loss2d_backward.default), nll_loss_backward
+    )
+    ours[aten.native_dropout.default] = dropout_apart
+    pool = aten.max_pool2d_with_indices.default
+    ours[pool] = _inductors_own()[pool]
     return {**get_decompositions([*losses, *norms]), **ours}
+
+
+def _inductors_own() -> Mapping[Any, Callable[..., Any]]:
+    """Imported where they are wanted: Inductor brings no small part of torch with it."""
+    importlib.import_module("torch._inductor.lowering")  # that of max pooling looks into it
+    from torch._inductor.decomposition import decompositions
+
+    return decompositions
 
 
 def nll_loss_backward(

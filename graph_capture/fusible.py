@@ -13,8 +13,10 @@ import torch
 from torch import fx
 from torch._functorch.partitioners import get_default_op_list
 
+from graph_capture.dropout_mask import DROPOUT_MASK
 from graph_capture.flops import flops_of
 from graph_capture.joint import is_mutation, is_random, storage_key, tensors_of
+from graph_capture.pooling import BACKWARD, makes_indices, scattering_bytes
 
 aten = torch.ops.aten
 DECOMPOSED = frozenset(
@@ -29,6 +31,7 @@ DECOMPOSED = frozenset(
         aten.select_backward,
         aten.upsample_nearest2d,
         aten.upsample_bilinear2d,
+        aten.max_pool2d_with_indices_backward,
     }
 )
 """Operators that Inductor decomposes into pointwise ones and reductions; what is taken apart before is none of them."""
@@ -39,6 +42,8 @@ def statistics_bytes(node: fx.Node) -> int:
     """Scratch memory of a generated operator: a softmax has a maximum, a sum and its logarithm for each row."""
     target = node.target
     assert isinstance(target, torch._ops.OpOverload)
+    if target is BACKWARD:
+        return scattering_bytes(node)
     if target.overloadpacket not in _SOFTMAX:
         return 0
     place = next(i for i, argument in enumerate(target._schema.arguments) if argument.name == "dim")
@@ -54,6 +59,8 @@ def copied_bytes(node: fx.Node) -> int:
     """
     if any(t.is_complex() for t in tensors_of(node)):
         return sum(bytes_read(t) for t in tensors_of(node))
+    if node.target is DROPOUT_MASK and tensors_of(node)[0].device.type != "cpu":
+        return 2 * tensors_of(node)[0].numel() * node.kwargs["dtype"].itemsize  # type: ignore[union-attr]
     if node.target is not aten.embedding_dense_backward.default:
         return 0
     return bytes_read(tensors_of(node.all_input_nodes[0])[0])
@@ -109,7 +116,8 @@ def is_pointwise(node: fx.Node) -> bool:
         return False
     target = node.target
     assert isinstance(target, torch._ops.OpOverload)
-    return torch.Tag.pointwise in target.tags or target.overloadpacket in _CREATE_OR_CONVERT
+    created = target.overloadpacket in _CREATE_OR_CONVERT or makes_indices(node)
+    return torch.Tag.pointwise in target.tags or created
 
 
 _CREATE_OR_CONVERT = frozenset({aten._to_copy, aten.arange, aten.full, aten.scalar_tensor, aten.triu, aten.tril})

@@ -31,7 +31,9 @@ from graph_capture.flops import flops_of
 from graph_capture.fusible import bytes_read, consumers, is_generated, is_pointwise, is_view, results, views
 from graph_capture.graph import Compiler
 from graph_capture.joint import storage_key, tensors_of
+from graph_capture.pooling import BACKWARD
 
+aten = torch.ops.aten
 MOST_OPERATORS = 30
 """Inductor computes no longer chain in passing (its `realize_opcount_threshold`)."""
 
@@ -64,7 +66,9 @@ class Fusion:
 
     def may_be_written_over(self, maker: fx.Node) -> bool:
         """Whether a kernel may write its result over the one that a node makes: not over what is scattered into."""
-        return maker in self.generated or (bool(flops_of(maker)) and len(tensors_of(maker)) == 1)
+        generated = maker in self.generated and maker.target is not BACKWARD
+        of_convolution = maker.target is aten.convolution_backward.default
+        return generated or of_convolution or (bool(flops_of(maker)) and len(tensors_of(maker)) == 1)
 
     def traffic_of(self, node: fx.Node) -> tuple[int, int]:
         """Bytes that a generated operator reads and writes, and how many launches it adds (0 or 1).
@@ -94,7 +98,7 @@ def find_fusion(
     if compiler == "eager":
         return Fusion()
     generated = frozenset(n for n in (*forward, *backward) if is_generated(n))
-    finder = _Finder(generated, written)
+    finder = Finder(generated, written)
     finder.inline_alike(forward)
     finder.inline_alike(backward, stay=trained)
     for phase in (forward, backward):
@@ -107,7 +111,7 @@ def find_fusion(
     return Fusion(inlined, generated)
 
 
-class _Finder:
+class Finder:
     """Decides what is inlined.
 
     **Fields:**
@@ -159,12 +163,29 @@ class _Finder:
                         self.lengths.pop(one, None)
                     dear.discard(node)
 
-    def _may_be_inlined(self, node: fx.Node) -> bool:
-        if not is_pointwise(node):
+    def is_cheap(self, node: fx.Node) -> bool:
+        """Whether a node that lies in memory reads one tensor of its own shape, and may be computed anywhere."""
+        if not is_pointwise(node) or self._reads_written(node) or self._length(node) > MOST_OPERATORS:
             return False
-        readers = consumers(node)
-        reads_written = any(storage_key(t) in self.written for i in node.all_input_nodes for t in tensors_of(i))
-        return bool(readers) and not reads_written and self.generated.issuperset(readers)
+        alike, (result,) = self._alike(node), tensors_of(node)
+        chain = (node, *(i for i in node.all_input_nodes if i in self.lengths))
+        light = len(self._reads(node)) <= MOST_READS + 1 and not any(_is_heavy(n) for n in chain)
+        return light and len(alike) == 1 and all(size <= result.element_size() for size in alike.values())
+
+    def alike_storages(self, node: fx.Node) -> tuple[int, ...]:
+        """The storages of a node's own shape that it reads."""
+        return tuple(self._alike(node))
+
+    def storages_read(self, node: fx.Node) -> frozenset[int]:
+        """All storages that a node reads, those of inlined nodes in their place."""
+        return self._reads(node)
+
+    def _may_be_inlined(self, node: fx.Node) -> bool:
+        readers = consumers(node) if is_pointwise(node) else []
+        return bool(readers) and not self._reads_written(node) and self.generated.issuperset(readers)
+
+    def _reads_written(self, node: fx.Node) -> bool:
+        return any(storage_key(t) in self.written for i in node.all_input_nodes for t in tensors_of(i))
 
     def _operators_that_read(self, node: fx.Node) -> set[fx.Node]:
         """Who reads a node, in the place of an inlined reader who reads that."""

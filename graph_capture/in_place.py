@@ -25,7 +25,8 @@ class InPlaceForm:
     **Fields:**
 
     - `argument`: the node whose storage receives the result.
-    - `overload`: the in-place operator; `swapped` if its first two arguments change places.
+    - `overload`: the in-place operator, `None` for a generated kernel.
+    - `swapped`: whether its first two arguments change places.
     """
 
     argument: fx.Node
@@ -50,6 +51,15 @@ def in_place_forms(node: fx.Node) -> list[InPlaceForm]:
     if swappable and pair and _fits(node, node.args[1], outputs[0]):
         forms.append(InPlaceForm(node.args[1], overload, True))  # type: ignore[arg-type]
     return forms
+
+
+def forms_of_kernel(node: fx.Node) -> list[InPlaceForm]:
+    """The same for a kernel that a compiler generates for a pointwise operator: it has no overload.
+
+    Inductor lets a kernel write over what it reads element by element, if nobody else reads it any more.
+    """
+    (output,) = tensors_of(node)
+    return [InPlaceForm(i, None, False) for i in node.all_input_nodes if _fits(node, i, output)]
 
 
 def _in_place_overload(node: fx.Node) -> Any:

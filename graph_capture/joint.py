@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 from graph_capture.autocast import share_casts
 from graph_capture.effects import is_effect, refuse_tokens
 from graph_capture.errors import CaptureError
+from graph_capture.pooling import release_pooled_inputs
 
 aten = torch.ops.aten
 UNCERTAIN_LAYOUT = "uncertain_layout"
@@ -59,6 +60,7 @@ def normalise(module: fx.GraphModule, num_forward_outputs: int) -> Joint:
     _show_views(graph, num_forward_outputs)
     share_casts(graph)
     drop_unused_statistics(graph)
+    release_pooled_inputs(graph)
     _drop_clones(graph)
     graph.eliminate_dead_code(is_impure_node=_must_stay)
     _advance_writes(graph)

@@ -18,6 +18,7 @@ from torch._functorch import config as functorch_config
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 
 from graph_capture.build import Binding
+from graph_capture.dropout_mask import DROPOUT_MASK
 from graph_capture.graph import Graph
 
 SavedOutputs = frozenset[tuple[int, int]]
@@ -45,4 +46,7 @@ def _saved(binding: Binding, ratio: float) -> set[int]:
         forward, _ = min_cut_rematerialization_partition(twin, None, num_fwd_outputs=len(joint.forward_outputs))
     (output,) = forward.graph.find_nodes(op="output")
     kept = (n for n in output.args[0][len(joint.forward_outputs) :] if isinstance(n, fx.Node) and n.name in by_name)
-    return {value for node in kept for value in binding.value_of.get(by_name[node.name], ())}
+    saved = {value for node in kept for value in binding.value_of.get(by_name[node.name], ())}
+    # A mask is read from nothing, and the partitioner would draw it again; PyTorch's own way saves it.
+    masks = joint.module.graph.find_nodes(op="call_function", target=DROPOUT_MASK)
+    return saved.union(*(binding.value_of[mask] for mask in masks))

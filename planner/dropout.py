@@ -8,12 +8,11 @@ gradients differ in their last bit for most `p`, in float32 the results do for s
 
 from __future__ import annotations
 
-import functools
-
 import numpy
 import torch
 from torch import fx
-from torch.utils._python_dispatch import _disable_current_modes
+
+from graph_capture.dropout_mask import DROPOUT_MASK, eager_scale
 
 aten = torch.ops.aten
 
@@ -36,13 +35,6 @@ def round_as_in_eager(graph: fx.Graph, *, traceable: bool = False) -> None:
             node.target = torch.ops.checkpoint_planner.dropout.default
 
 
-@functools.cache
-def eager_scale(probability: float, dtype: torch.dtype) -> float:
-    """What eager multiplies the survivors by: `1 / (1 - p)`, as a number of `dtype`."""
-    with _disable_current_modes():  # programs are emitted while fake tensors are traced
-        return torch.ones((), dtype=dtype, device="cpu").div_(1 - probability).item()
-
-
 def dropout_as_in_eager(x: torch.Tensor, probability: float, train: bool | None) -> tuple[torch.Tensor, torch.Tensor]:
     """``native_dropout`` (result and mask, of the shape of `x`) with eager's rounding and eager's random numbers."""
     mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - probability)
@@ -53,6 +45,8 @@ def _probability(node: object) -> float | None:
     """The probability of the dropout that a node is, or that it takes the mask of; `None` if there is none to round."""
     if isinstance(node, fx.Node) and getattr(node.target, "__name__", "") == "getitem":
         node = node.args[0]
+    if isinstance(node, fx.Node) and node.target is DROPOUT_MASK:
+        return node.args[2]  # type: ignore[return-value]
     if not (isinstance(node, fx.Node) and str(node.target) in _DROPOUTS):
         return None
     probability, train = node.args[1], node.args[2]
@@ -60,7 +54,7 @@ def _probability(node: object) -> float | None:
 
 
 _DROPOUTS = ("aten.native_dropout.default", "checkpoint_planner.dropout.default")
-_LIBRARY = torch.library.Library("checkpoint_planner", "DEF")  # an operator, so that it can be run again by name
+_LIBRARY = torch.library.Library("checkpoint_planner", "FRAGMENT")  # an operator, so that it can be run again by name
 _LIBRARY.define("dropout(Tensor x, float p, bool? train) -> (Tensor, Tensor)")
 _LIBRARY.impl("dropout", dropout_as_in_eager, "CPU")
 

@@ -32,6 +32,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graph_capture.decompositions import multilabel_margin_loss_forward
+from graph_capture.pooling import makes_offsets
 from planner.inductor_fusion import within_schedule
 from planner.slices import DIES, STORED
 
@@ -76,9 +77,12 @@ def compile_program(module: fx.GraphModule, *, backward: bool = False) -> Boxed:
 
 
 def _store(graph: fx.Graph) -> None:
-    """Put what is to lie in memory there: Inductor would compute it anew in each kernel that reads it."""
+    """Put what is to lie in memory there: Inductor would compute it anew in each kernel that reads it.
+
+    So it would what a max pooling makes, and hold the pooling's input for that.
+    """
     for node in list(graph.nodes):
-        if node.meta.get(STORED, False):
+        if node.meta.get(STORED, False) or any(map(makes_offsets, node.all_input_nodes)):
             with graph.inserting_after(node):
                 stored = graph.call_function(force_stride_order, (node, node.meta["val"].stride()))
             stored.meta = {"val": node.meta["val"]}

@@ -1,4 +1,4 @@
-"""A cross-entropy taken apart: the numbers are those of the whole."""
+"""Operators taken apart: the numbers are those of the whole."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from graph_capture.decompositions import decompositions_for, multilabel_margin_loss_forward
+from graph_capture.dropout_mask import dropout_apart
 
 SHAPES = [((6, 5), (6,)), ((5,), ()), ((2, 5, 3, 4), (2, 3, 4))]
 
@@ -46,3 +47,24 @@ def test_margins_of_labels_that_end_early(targets: list[int], shape: tuple[int, 
     whole = torch.ops.aten.multilabel_margin_loss_forward(x, target, reduction)
     for given, expected in zip(multilabel_margin_loss_forward(x, target, reduction), whole, strict=True):
         torch.testing.assert_close(given, expected)
+
+
+@pytest.mark.parametrize("probability", [k / 100 for k in range(1, 100, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_dropout_as_mask_and_product_is_eagers(probability: float, dtype: torch.dtype, transposed: bool) -> None:
+    """Numbers are drawn in the order of memory."""
+    x = torch.randn(7, 5, 41).to(dtype)
+    x = x.transpose(0, 2) if transposed else x
+    torch.manual_seed(3)
+    expected = torch.dropout(x, probability, True)
+    torch.manual_seed(3)
+    given, mask = dropout_apart(x, probability, True)
+    assert mask.dtype == torch.bool
+    assert torch.equal(mask, expected != 0)
+    torch.testing.assert_close(given, expected)
+
+
+def test_dropout_that_keeps_all_or_nothing_is_left_whole() -> None:
+    x = torch.ones(3)
+    assert all(dropout_apart(x, p, train) is NotImplemented for p, train in ((0.5, False), (0.0, True), (1.0, True)))

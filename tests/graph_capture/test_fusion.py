@@ -13,7 +13,7 @@ from graph_capture.devices import DEVICES
 from graph_capture.errors import CaptureError
 from graph_capture.graph import Graph, Operator
 from graph_capture.workspace import NoWorkspace
-from tests.graph_capture.captured import joint_of
+from tests.graph_capture.captured import captured, joint_of
 
 CPU = DEVICES["cpu"]
 FLOAT = 4
@@ -22,6 +22,12 @@ FLOAT = 4
 def fused(model: nn.Module, *args: torch.Tensor) -> tuple[Graph, Binding]:
     """Graph and binding of a model whose loss is its output 0, as Inductor runs it."""
     return build_graph(joint_of(model, *args), Roofline(CPU), NoWorkspace(), compiler="inductor")
+
+
+def taken_apart(model: nn.Module, *args: torch.Tensor) -> tuple[Graph, Binding]:
+    """The same, traced with the operators that Inductor takes apart."""
+    joint = captured(model, *args).joint((0,), compiler="inductor")
+    return build_graph(joint, Roofline(CPU), NoWorkspace(), compiler="inductor")
 
 
 def forward_of(graph: Graph) -> list[str]:
@@ -241,3 +247,56 @@ class Gates(nn.Module):
 def test_what_is_dear_is_not_computed_again_behind_a_called_operator() -> None:
     graph, _ = fused(Gates(), torch.randn(6, 6))
     assert "sigmoid" in forward_of(graph)
+
+
+class Pools(nn.Module):
+    """A convolution, normalised, and pooled: the pooling reads the ReLU from memory, the backward pass need not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.norm, self.out = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(nn.functional.max_pool2d(self.norm(self.into(x)).relu(), 2)).sum()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_max_pooling_leaves_offsets(layout: torch.memory_format) -> None:
+    """One byte each, where indices have eight; of its input the backward pass reads the shape."""
+    model, x = Pools().to(memory_format=layout), torch.randn(2, 3, 8, 8).to(memory_format=layout)  # type: ignore[call-overload]
+    graph, binding = taken_apart(model, x)
+    (pool,) = [o for o in graph.operators if "max_pool_with_offsets" in o.target]
+    (relu,) = pool.inputs
+    assert [graph.values[v].size_bytes for v in pool.outputs] == [2 * 4 * 4 * 4 * FLOAT, 2 * 4 * 4 * 4]
+    assert graph.uses[relu] == (graph.values[pool.outputs[0]].producer,)
+    backward = the(graph, "max_pool2d_with_indices_backward", "backward")
+    assert pool.outputs[1] in backward.inputs
+    assert not any("offsets_to_indices" in o.target or "full" in o.target for o in graph.operators)
+    (node,) = [n for n in binding.nodes if n is not None and "max_pool2d_with_indices_backward" in str(n.target)]
+    assert node.args[1].meta["val"].is_contiguous(memory_format=layout)  # type: ignore[union-attr]
+    again, _ = build_graph(binding.joint, Roofline(CPU), NoWorkspace(), compiler="inductor")
+    assert again.fingerprint == graph.fingerprint
+
+
+class Sum(nn.Module):
+    """The sum of a model's result, as a loss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x).sum()
+
+
+def test_dropout_leaves_a_mask() -> None:
+    """Its result is a product, which may run again without drawing; nothing that is read in passing lies in memory."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 6))
+    graph, _ = taken_apart(Sum(model), torch.randn(6, 6))
+    (mask,) = [o for o in graph.operators if o.random_state_bytes]
+    assert not mask.inputs
+    assert graph.values[mask.outputs[0]].size_bytes == 36
+    product = the(graph, "mul")
+    assert mask.outputs[0] in product.inputs
+    assert product.recomputable
+    assert product.flops == product.random_state_bytes == 0

@@ -6,7 +6,8 @@ import copy
 from collections import Counter
 
 import pytest
-from torch import fx
+import torch
+from torch import fx, nn
 from torch._functorch import config as functorch_config
 from torch._functorch.compile_utils import fx_graph_cse
 from torch._functorch.partitioners import min_cut_rematerialization_partition
@@ -89,3 +90,14 @@ def test_a_curve_has_the_budgets_that_were_asked_for_beside_it() -> None:
     assert point.peak_bytes < found.store_all_peak_bytes
     assert point.overhead > 0
     assert pareto(found.graph, ["100%"]).beside == ()
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+def test_masks_of_dropout_are_saved() -> None:
+    """Taken apart for Inductor, dropout draws its mask from nothing; PyTorch would not draw it twice."""
+    model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.Linear(6, 1), nn.Flatten(0))
+    joint = captured(model, torch.randn(1, 6)).joint((0,), compiler="inductor")
+    graph, binding = bare_graph(joint, "inductor")
+    order = by_partitioner(graph, saved_by_pytorch(graph, binding, [0.1])[0.1]).order
+    (mask,) = [i for i, operator in enumerate(graph.operators) if operator.random_state_bytes]
+    assert order.count(mask) == 1

@@ -227,6 +227,62 @@ def test_what_a_waiting_slice_hands_on_lies_in_memory() -> None:
     assert made.first_peak_bytes - 1024 <= measured <= made.first_peak_bytes
 
 
+class _Pooled(nn.Module):
+    """Windows that overlap, then dropout, between convolutions; most memory is used behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.norm = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.more, self.again = nn.Conv2d(16, 64, 3, padding=1), nn.BatchNorm2d(64)
+        self.drop, self.out = nn.Dropout(0.3), nn.Conv2d(64, 64, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.max_pool2d(torch.relu(self.norm(self.into(x))), 3, 2, 1)
+        y = self.drop(torch.relu(self.again(self.more(y))))
+        return torch.relu(self.out(y)).square().mean()
+
+
+@needs_compiler
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("percent", [100, 85])
+def test_pooling_and_dropout_taken_apart(layout: torch.memory_format, percent: int) -> None:
+    """Numbers are eager's, and the peak is the predicted one, before and after anything is recomputed."""
+    torch.manual_seed(0)
+    eager, x = _Pooled().to(memory_format=layout), torch.randn(4, 3, 64, 64).to(memory_format=layout)  # type: ignore[call-overload]
+    options: dict[str, Any] = {"compiler": "inductor", "gradient_accumulation": False}
+    kept = plan(eager, "1GiB", (x,), solver=StoreAll(), **options)
+    made = plan(eager, kept.predicted_peak_bytes * percent // 100, (x,), solver=Auto(work_limit=1), **options)
+    assert (made.overhead > 0) == (percent < 100)
+    model = copy.deepcopy(eager)
+    rewrite(model, made)
+    assert_close(step(model, model, x), step(eager, eager, x))
+    measured = measure_step(model, x).peak_bytes
+    assert made.first_peak_bytes - 1024 <= measured <= made.first_peak_bytes
+
+
+class _PooledTwice(nn.Module):
+    """Little besides a ReLU and its pooling, both of which run again where the pooling's gradient is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.norm, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(F.max_pool2d(torch.relu(self.norm(self.into(x))), 2)).square().mean()
+
+
+@needs_compiler
+def test_what_a_pooling_makes_again_lies_in_memory() -> None:
+    """Computed anew by the kernel that reads it, it would hold the pooling's input beside the gradient of that."""
+    torch.manual_seed(0)
+    model, x = _PooledTwice(), torch.randn(2, 3, 112, 112)
+    made = plan(model, "1GiB", (x,), compiler="inductor", gradient_accumulation=False, solver=RecomputeAlways())
+    (pool,) = [i for i, o in enumerate(made.to_graph().operators) if "max_pool_with_offsets" in o.target]
+    assert made.to_schedule().order.count(pool) > 1
+    rewrite(model, made)
+    assert measure_step(model, x).peak_bytes <= made.first_peak_bytes
+
+
 def test_a_plan_for_inductors_kernels_runs_on_no_others() -> None:
     model, inputs = small(), (tokens(0),)
     made = plan(model, "1GiB", inputs, solver=StoreAll(), compiler="inductor")
