@@ -263,7 +263,8 @@ class Pools(nn.Module):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_max_pooling_leaves_offsets(layout: torch.memory_format) -> None:
     """One byte each, where indices have eight; of its input the backward pass reads the shape."""
-    model, x = Pools().to(memory_format=layout), torch.randn(2, 3, 8, 8).to(memory_format=layout)  # type: ignore[call-overload]
+    model = Pools().to(memory_format=layout)  # type: ignore[call-overload]
+    x = torch.randn(2, 3, 8, 8).to(memory_format=layout)
     graph, binding = taken_apart(model, x)
     (pool,) = [o for o in graph.operators if "max_pool_with_offsets" in o.target]
     (relu,) = pool.inputs

@@ -248,7 +248,8 @@ class _Pooled(nn.Module):
 def test_pooling_and_dropout_taken_apart(layout: torch.memory_format, percent: int) -> None:
     """Numbers are eager's, and the peak is the predicted one, before and after anything is recomputed."""
     torch.manual_seed(0)
-    eager, x = _Pooled().to(memory_format=layout), torch.randn(4, 3, 64, 64).to(memory_format=layout)  # type: ignore[call-overload]
+    eager = _Pooled().to(memory_format=layout)  # type: ignore[call-overload]
+    x = torch.randn(4, 3, 64, 64).to(memory_format=layout)
     options: dict[str, Any] = {"compiler": "inductor", "gradient_accumulation": False}
     kept = plan(eager, "1GiB", (x,), solver=StoreAll(), **options)
     made = plan(eager, kept.predicted_peak_bytes * percent // 100, (x,), solver=Auto(work_limit=1), **options)
