@@ -4,11 +4,14 @@ The rewritten model's backward runs in slices: as soon as a slice is done, its g
 adds them to ``.grad``, runs hooks and lets DDP send them, as in eager. A slice ends where a gradient is complete;
 gradients that one autograd node of the original model makes together are handed over together. Small ones (a
 normalisation's scale, a bias) wait until the next larger one is made: each program has a price, and kernels cannot be
-fused across. Such slices end together: the program of the first one makes all, and then they are handed over in turn.
+fused across. Such slices end together: the program of the first one makes all, and then they are handed over in turn,
+a few in one step where autograd keeps their order.
 """
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +24,12 @@ from graph_capture.joint import Joint, storage_key, tensors_of, written_storages
 WAITING_SHARE, WAITING_BYTES = 1 / 32, 2**20
 """Gradients that are complete wait for the next ones while they are at most this share of all gradients' bytes, and at
 most so many bytes: too few to make a bucket of DDP late."""
+
+AT_ONCE = 2 if sys.platform == "darwin" else 3
+"""So many gradients that one autograd node returns are accumulated in the order in which it returns them: they wait in
+a heap of the C++ library, whose order among more equals depends on who wrote the library. The last node returns one
+more, the token's. A node of the token chain costs some 20 microseconds of Python, twice that where the data of a
+training step has displaced it from the caches."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +75,9 @@ def plan_delivery(
     size_of = {p: _bytes(tensors_of(joint.primals[p])[0]) for p in complete}
     made = {p: max(last_of_node[p], floor) for p in complete}
     end_of = _wait_for_larger(made, size_of, floor)
-    number = {end: len(empty) + i for i, end in enumerate(sorted(set(made.values())))}
-    ends = empty + [end_of[end] for end in number]
-    ordered = sorted(complete, key=lambda p: (_passes_another_node(joint.gradients[p]), p))
+    number, handed_over = _few_at_once(made, end_of, first=len(empty))
+    ends = empty + handed_over
+    ordered = sorted(complete, key=lambda p: (made[p], _passes_another_node(joint.gradients[p]), p))
     slice_of = {p: number[made[p]] for p in ordered}
     of_value: dict[int, tuple[int, int]] = {}
     seen: set[fx.Node] = set()
@@ -101,6 +110,22 @@ def _wait_for_larger(made: Mapping[int, int], size_of: Mapping[int, int], floor:
             end_of |= dict.fromkeys(waiting, end)
             waiting, waiting_bytes = [], 0
     return end_of | dict.fromkeys(waiting, waiting[-1] if waiting else -1)
+
+
+def _few_at_once(made: Mapping[int, int], end_of: Mapping[int, int], *, first: int) -> tuple[dict[int, int], list[int]]:
+    """For each operator after which gradients are complete the number of its slice, from `first`; where slices end."""
+    count = Counter(made.values())
+    number: dict[int, int] = {}
+    ends: list[int] = []
+    held, last = 0, max(count, default=-1)
+    for complete in sorted(count):
+        most = AT_ONCE - (complete == last)
+        if not ends or ends[-1] != end_of[complete] or held + count[complete] > most:
+            ends.append(end_of[complete])
+            held = 0
+        number[complete] = first + len(ends) - 1
+        held += count[complete]
+    return number, ends
 
 
 def _bytes(tensor: torch.Tensor) -> int:

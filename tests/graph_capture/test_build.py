@@ -8,6 +8,7 @@ from torch import nn
 
 from graph_capture.build import Binding, build_graph
 from graph_capture.costs import Roofline
+from graph_capture.delivery import AT_ONCE
 from graph_capture.devices import DEVICES
 from graph_capture.errors import CaptureError
 from graph_capture.graph import Graph
@@ -103,6 +104,20 @@ def test_small_gradients_wait_for_the_next_larger_one() -> None:
     ends, slice_of = binding.delivery.slice_ends, binding.delivery.slice_of
     assert slice_of[10] == slice_of[11] < slice_of[8] == slice_of[9]
     assert ends[slice_of[10]] == ends[slice_of[8]] < ends[slice_of[6]]
+
+
+def test_gradients_that_waited_are_handed_over_three_at_once() -> None:
+    """A normalisation's two and a convolution's one, but for the last node, which returns the token's gradient, too."""
+    layers = [nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)]
+    _, binding = built(nn.Sequential(*layers, nn.Conv2d(8, 64, 3)), torch.randn(2, 8, 6, 6))
+    delivery = binding.delivery
+    slices: dict[int, list[int]] = {}
+    for primal, number in delivery.slice_of.items():
+        slices.setdefault(number, []).append(primal)
+    ordered = [slices[number] for number in sorted(slices)]
+    assert [len(primals) for primals in ordered] == ([2, 3, 2, 1] if AT_ONCE == 3 else [2, 2, 1, 2, 1])
+    assert ordered[0][0] > ordered[1][0] > ordered[1][-1] > ordered[2][0] > ordered[-1][0]
+    assert len(delivery.slice_ends) == 1 + len(ordered)
 
 
 def test_outputs_stay_and_tangents_come_from_the_caller() -> None:

@@ -921,6 +921,24 @@ def test_post_accumulate_hooks_fire_in_eager_order(steady: Pair) -> None:
     steady.same(act)
 
 
+def test_gradients_that_waited_are_accumulated_in_eager_order() -> None:
+    """Several at once where they waited for a larger one, and still parameter by parameter as in eager."""
+    layers = [(nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)) for _ in range(5)]
+    eager = nn.Sequential(*(layer for pair in layers for layer in pair), nn.Conv2d(8, 64, 3))
+    x = torch.randn(2, 8, 6, 6)
+    model = copy.deepcopy(eager)
+    rewrite(model, plan(model, "1GiB", (x,), loss_fn=torch.sum))
+
+    def order(module: nn.Module) -> list[str]:
+        seen: list[str] = []
+        for name, parameter in module.named_parameters():
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name: seen.append(name))
+        module(x).sum().backward()
+        return seen
+
+    assert order(model) == order(eager)
+
+
 def test_a_forward_hook_added_later_on_an_inner_module(pair: Pair) -> None:
     def act(module: nn.Module) -> Any:
         handle = module.blocks[1].register_forward_hook(lambda m, args, out: out * 2)
