@@ -67,10 +67,23 @@ def compile_program(module: fx.GraphModule, *, backward: bool = False) -> Boxed:
         result.meta["user_visible_output_idxs"] = [
             i for i, output in enumerate(result.args[0]) if isinstance(output, fx.Node)
         ]
-        compiled: Any = compile_fx_inner(traced, inputs, is_backward=backward, layout_opt=False)
+        return _called_directly(compile_fx_inner(traced, inputs, is_backward=backward, layout_opt=False))
+
+
+def _called_directly(compiled: Any) -> Boxed:
+    """The function of a compiled graph without what is done around each call, for a step has a dozen programs.
+
+    The first call ends what compilation began (caches of tuning, metrics); a profiler is told the name of a graph. The
+    rest is needless, and costs more than its few instructions, as the tensors of a step displace them from the caches.
+    """
+    first = True
 
     def run(arguments: list[Any]) -> tuple[Any, ...]:
-        return tuple(compiled(arguments))
+        nonlocal first
+        if first or torch.autograd.profiler._is_profiler_enabled:
+            first = False
+            return tuple(compiled(arguments))
+        return tuple(compiled.current_callable(arguments))
 
     run._boxed_call = True  # type: ignore[attr-defined]
     return run

@@ -23,7 +23,7 @@ from torch._inductor.choices import InductorChoices
 from torch._inductor.codegen.cpp import CppScheduling
 from torch._inductor.virtualized import V
 
-VERSION = 1
+VERSION = 2
 """To be raised with every change of the rule: Inductor's cache on disk holds programs that were compiled by it."""
 
 
@@ -89,15 +89,23 @@ class WithinSchedule(InductorChoices):
 
 
 class _Program:
-    """Who reads what in a program, before anything is fused."""
+    """Who reads what in a program, before anything is fused.
+
+    **Fields:**
+
+    - `readers`: for each buffer who reads it, with the position at which it stood then. `fixed`: the positions of
+      kernels that are called, not generated.
+    - `places`: where each node runs once all is fused. A fused kernel runs before what stood between its parts.
+    """
 
     def __init__(self, scheduler: Any, dying_inputs: Collection[int]) -> None:
         self.scheduler = scheduler
         self.returned = set(V.graph.get_output_names())
         names = list(V.graph.graph_inputs)
         self.released = {names[i] for i in dying_inputs if hasattr(V.graph.graph_inputs[names[i]], "get_numel")}
-        self.readers: dict[str, dict[str, int]] = {}  # buffer -> node that reads it -> position of the node
-        self.fixed: list[int] = []  # positions of kernels that are called, not generated
+        self.readers: dict[str, dict[str, int]] = {}
+        self.fixed: list[int] = []
+        self.places: dict[str, int] | None = None
         for node in (member for whole in scheduler.nodes for member in whole.get_nodes()):
             for dependency in node.read_writes.reads:
                 self.readers.setdefault(dependency.name, {})[node.get_name()] = node.min_order
@@ -122,14 +130,21 @@ class _Program:
         return (max if apart else min)(released, needed) > saved
 
     def lets_go(self, node: Any) -> bool:
-        """Whether more than a trifle is not needed any more once a kernel has run."""
+        """Whether more than a trifle is not needed any more once a kernel has run; asked when all is fused."""
+        if self.places is None:
+            self.places = {m.get_name(): i for i, whole in enumerate(self.scheduler.nodes) for m in whole.get_nodes()}
+        place = max(self.places[member.get_name()] for member in node.get_nodes())
         names = {dependency.name for dependency in node.read_writes.reads}
-        return sum(_bytes(name) for name in names if self._dies_by(name, node.max_order)) > TRIFLE_BYTES
+        last = {name: max(self.places[r] for r in self.readers[name] if r in self.places) for name in names}
+        return sum(_bytes(name) for name in names if last[name] <= place and self._is_held_here(name)) > TRIFLE_BYTES
 
     def _dies_by(self, name: str, position: int) -> bool:
         """Whether nobody reads a buffer after a position, or holds it."""
-        made_here = name in self.scheduler.name_to_buf and name not in self.returned
-        return (made_here or name in self.released) and max(self.readers[name].values(), default=-1) <= position
+        return self._is_held_here(name) and max(self.readers[name].values(), default=-1) <= position
+
+    def _is_held_here(self, name: str) -> bool:
+        """Whether nobody outside of the program holds a buffer."""
+        return name in self.released or (name in self.scheduler.name_to_buf and name not in self.returned)
 
 
 def _bytes(name: str) -> int:
