@@ -35,6 +35,20 @@ DECOMPOSED = frozenset(
     }
 )
 """Operators that Inductor decomposes into pointwise ones and reductions; what is taken apart before is none of them."""
+_POINTWISE = frozenset(
+    {
+        aten.elu_backward,
+        aten.hardshrink_backward,
+        aten.hardsigmoid_backward,
+        aten.hardswish_backward,
+        aten.hardtanh_backward,
+        aten.leaky_relu_backward,
+        aten.mish_backward,
+        aten.softplus_backward,
+        aten.softshrink_backward,
+    }
+)
+"""Operators that work element by element, and that torch does not tag so."""
 _SOFTMAX = frozenset({aten._softmax, aten._softmax_backward_data})
 
 
@@ -107,7 +121,7 @@ def is_generated(node: fx.Node) -> bool:
         return False
     if any(t.is_complex() for n in (node, *node.all_input_nodes) for t in tensors_of(n)):
         return False
-    return torch.Tag.pointwise in target.tags or target.overloadpacket in _fusible() | DECOMPOSED
+    return torch.Tag.pointwise in target.tags or target.overloadpacket in _fusible() | DECOMPOSED | _POINTWISE
 
 
 def is_pointwise(node: fx.Node) -> bool:
@@ -116,8 +130,8 @@ def is_pointwise(node: fx.Node) -> bool:
         return False
     target = node.target
     assert isinstance(target, torch._ops.OpOverload)
-    created = target.overloadpacket in _CREATE_OR_CONVERT or makes_indices(node)
-    return torch.Tag.pointwise in target.tags or created
+    known = target.overloadpacket in _CREATE_OR_CONVERT | _POINTWISE or makes_indices(node)
+    return torch.Tag.pointwise in target.tags or known
 
 
 _CREATE_OR_CONVERT = frozenset({aten._to_copy, aten.arange, aten.full, aten.scalar_tensor, aten.triu, aten.tril})

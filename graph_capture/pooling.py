@@ -13,6 +13,7 @@ from torch._prims_common import suggest_memory_format
 
 aten = torch.ops.aten
 BACKWARD = aten.max_pool2d_with_indices_backward.default
+AVERAGING_BACKWARDS = (aten.avg_pool2d_backward.default, aten.avg_pool3d_backward.default)
 OFFSETS = "prims::_low_memory_max_pool_with_offsets"
 INDICES = "prims::_low_memory_max_pool_offsets_to_indices"
 
@@ -30,21 +31,35 @@ def makes_indices(node: fx.Node) -> bool:
 def release_pooled_inputs(graph: fx.Graph) -> None:
     """In the backward of a max pooling by offsets let zeros stand for its input, in place; nobody makes them."""
     for node in graph.find_nodes(op="call_function", target=BACKWARD):
-        source, indices = node.args[1], node.args[7]
-        if not (isinstance(source, fx.Node) and isinstance(indices, fx.Node) and makes_indices(indices)):
-            continue
-        recorded = source.meta["val"]
-        last = recorded.dim() == 4 and suggest_memory_format(recorded) is torch.channels_last
-        shape = [recorded.shape[i] for i in (0, 2, 3, 1)] if last else list(recorded.shape)
-        with graph.inserting_before(node), recorded.fake_mode:
-            kinds = {"dtype": recorded.dtype, "device": recorded.device}
-            shaped = graph.call_function(aten.full.default, (shape, 0), kinds)
-            shaped.meta = {**node.meta, "val": aten.full.default(shape, 0, **kinds)}
-            if last:
-                whole, order = shaped, [0, 3, 1, 2]
-                shaped = graph.call_function(aten.permute.default, (whole, order))
-                shaped.meta = {**node.meta, "val": aten.permute.default(whole.meta["val"], order)}
-        node.args = (node.args[0], shaped, *node.args[2:])
+        indices = node.args[7]
+        if isinstance(indices, fx.Node) and makes_indices(indices):
+            _let_zeros_stand(node)
+
+
+def release_averaged_inputs(graph: fx.Graph) -> None:
+    """The same in the backward of an average pooling, for Inductor: its kernel reads the shape alone."""
+    for target in AVERAGING_BACKWARDS:
+        for node in graph.find_nodes(op="call_function", target=target):
+            _let_zeros_stand(node)
+
+
+def _let_zeros_stand(node: fx.Node) -> None:
+    """Let the backward of a pooling read zeros of the shape and the layout of its input, its second argument."""
+    graph, source = node.graph, node.args[1]
+    if not isinstance(source, fx.Node):
+        return
+    recorded = source.meta["val"]
+    last = recorded.dim() == 4 and suggest_memory_format(recorded) is torch.channels_last
+    shape = [recorded.shape[i] for i in (0, 2, 3, 1)] if last else list(recorded.shape)
+    with graph.inserting_before(node), recorded.fake_mode:
+        kinds = {"dtype": recorded.dtype, "device": recorded.device}
+        shaped = graph.call_function(aten.full.default, (shape, 0), kinds)
+        shaped.meta = {**node.meta, "val": aten.full.default(shape, 0, **kinds)}
+        if last:
+            whole, order = shaped, [0, 3, 1, 2]
+            shaped = graph.call_function(aten.permute.default, (whole, order))
+            shaped.meta = {**node.meta, "val": aten.permute.default(whole.meta["val"], order)}
+    node.args = (node.args[0], shaped, *node.args[2:])
 
 
 def scattering_bytes(node: fx.Node) -> int:

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,8 +33,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graph_capture.decompositions import multilabel_margin_loss_forward
-from graph_capture.pooling import makes_offsets
-from planner.inductor_fusion import within_schedule
+from graph_capture.flops import flops_of
+from graph_capture.fusible import bytes_read, consumers, is_generated, is_view
+from graph_capture.joint import is_mutation, tensors_of
+from graph_capture.pooling import makes_offsets, release_averaged_inputs
+from planner.inductor_fusion import TRIFLE_BYTES, within_schedule
 from planner.slices import DIES, STORED
 
 Boxed = Callable[[list[Any]], Any]
@@ -58,32 +62,53 @@ def compile_program(module: fx.GraphModule, *, backward: bool = False) -> Boxed:
         return _constant(tuple(outputs))
     fake_mode = next((i.fake_mode for i in inputs if isinstance(i, FakeTensor)), None)
     assert fake_mode is not None, "a program without a tensor computes nothing"
-    dying = [i for i, node in enumerate(placeholders) if node.meta.get(DIES, False)]
     context = tracing(TracingContext(fake_mode))
-    with _settings(), within_schedule(dying), _disable_current_modes(), context, V.set_fake_mode(fake_mode):
+    with _settings(), _disable_current_modes(), context, V.set_fake_mode(fake_mode):
         _store(module.graph)
         traced = _decomposed(module, inputs, fake_mode)
         result = next(iter(traced.graph.find_nodes(op="output")))
         result.meta["user_visible_output_idxs"] = [
             i for i, output in enumerate(result.args[0]) if isinstance(output, fx.Node)
         ]
-        return _called_directly(compile_fx_inner(traced, inputs, is_backward=backward, layout_opt=False))
+        release_averaged_inputs(traced.graph)
+        unread = _drop_unread(traced)
+        read = [i for i in range(len(inputs)) if i not in unread]
+        dying = [place for place, i in enumerate(read) if placeholders[i].meta.get(DIES, False)]
+        with within_schedule(dying):
+            compiled = compile_fx_inner(traced, [inputs[i] for i in read], is_backward=backward, layout_opt=False)
+    return _called_directly(compiled, unread)
 
 
-def _called_directly(compiled: Any) -> Boxed:
+def _drop_unread(traced: fx.GraphModule) -> list[int]:
+    """Take out the inputs that nothing reads, and return their positions: a compiled function holds them to its end.
+
+    There are some only here: what an operator reads of a tensor may be its shape alone, as a pooling's backward does.
+    """
+    placeholders = traced.graph.find_nodes(op="placeholder")
+    unread = [i for i, node in enumerate(placeholders) if not node.users]
+    for i in unread:
+        traced.graph.erase_node(placeholders[i])
+    traced.recompile()
+    return unread
+
+
+def _called_directly(compiled: Any, unread: Sequence[int] = ()) -> Boxed:
     """The function of a compiled graph without what is done around each call, for a step has a dozen programs.
 
     The first call ends what compilation began (caches of tuning, metrics); a profiler is told the name of a graph. The
     rest is needless, and costs more than its few instructions, as the tensors of a step displace them from the caches.
+    Arguments at the positions `unread` are let go first.
     """
     first = True
 
     def run(arguments: list[Any]) -> tuple[Any, ...]:
         nonlocal first
+        for position in reversed(unread):
+            del arguments[position]
         if first or torch.autograd.profiler._is_profiler_enabled:
             first = False
             return tuple(compiled(arguments))
-        return tuple(compiled.current_callable(arguments))
+        return tuple((getattr(compiled, "current_callable", None) or compiled)(arguments))
 
     run._boxed_call = True  # type: ignore[attr-defined]
     return run
@@ -94,12 +119,39 @@ def _store(graph: fx.Graph) -> None:
 
     So it would what a max pooling makes, and hold the pooling's input for that.
     """
+    beyond = _read_beyond_a_call(graph)
     for node in list(graph.nodes):
-        if node.meta.get(STORED, False) or any(map(makes_offsets, node.all_input_nodes)):
+        stays = node.meta.get(STORED, False) or any(map(makes_offsets, node.all_input_nodes))
+        if stays or node in beyond or _is_taken_for_called(node):
             with graph.inserting_after(node):
                 stored = graph.call_function(force_stride_order, (node, node.meta["val"].stride()))
             stored.meta = {"val": node.meta["val"]}
             node.replace_all_uses_with(stored, delete_user_cb=lambda user, kept=stored: user is not kept)
+
+
+def _is_taken_for_called(node: fx.Node) -> bool:
+    """Whether the schedule takes a node for a kernel that is called, and Inductor may generate one for it."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or is_view(node) or is_mutation(node) or flops_of(node):
+        return False
+    made = tensors_of(node)
+    return not is_generated(node) and len(made) == 1 and bytes_read(made[0]) > TRIFLE_BYTES
+
+
+def _read_beyond_a_call(graph: fx.Graph) -> set[fx.Node]:
+    """What generated kernels make and what is read behind a called kernel that stands behind them.
+
+    By then the schedule has let go of what they read.
+    """
+    calls = 0  # kernels called before a node
+    before: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        before[node] = calls
+        if node.op == "call_function" and not (is_generated(node) or is_view(node) or node.target is operator.getitem):
+            calls += 1
+    generated = (n for n in graph.nodes if n.op == "call_function" and is_generated(n) and not is_view(n))
+    large = (n for n in generated if len(made := tensors_of(n)) == 1 and bytes_read(made[0]) > TRIFLE_BYTES)
+    return {n for n in large if any(r.op != "output" and before[r] > before[n] for r in consumers(n))}
 
 
 def _constant(outputs: tuple[Any, ...]) -> Boxed:

@@ -46,8 +46,9 @@ REPAIRABLE, REPAIRABLE_AT_A_LIMIT, REPAIRS_PER_ROUND = 1.1, 1.01, 3
 """A lifted sequence below this multiple of the budget is first repaired by charging its excess to the MILP; where the
 MILP was stopped by its limit, only a very small excess is worth another one."""
 
-SURCHARGE_STEP = 3e-4
-"""Least surcharge, as a fraction of the budget: less than a value's size would change nothing."""
+SURCHARGE_STEPS = (3e-4, 1e-5)
+"""Least surcharge, as a fraction of the budget: less than a value's size would change nothing. Where that leaves no
+point, close above the smallest budget that works, a finer one may."""
 
 SURVEY_ROUND, SURVEY_SHARE, SURVEY_ROWS = 3, 0.4, 30_000
 """From which round on, once a schedule fits, the question is put at instants all over the backward pass, for which
@@ -307,23 +308,29 @@ class Search:
 
         The excess comes from what the relaxation does not count: tiny values, and bursts of recomputation.
         """
+        for step in SURCHARGE_STEPS:
+            if self.repaired(over, int(step * self.budget_bytes)):
+                return
+            self.surcharge_bytes.clear()
+
+    def repaired(self, over: Excess, step_bytes: int) -> bool:
+        """Whether all of the repairs of a round had points, with so much charged at least."""
         for _ in range(REPAIRS_PER_ROUND):
             if not over or self.remaining_seconds() <= 0.0:
-                return
+                return True
             for j, live in over.at.items():
                 charged = self.surcharge_bytes.get(j, 0)  # where charging the excess did not help, charge more and more
-                excess = live - self.budget_bytes + int(SURCHARGE_STEP * self.budget_bytes)
-                self.surcharge_bytes[j] = max(3 * charged, charged + excess)
+                self.surcharge_bytes[j] = max(3 * charged, charged + live - self.budget_bytes + step_bytes)
             rows = None if self.rows is None else self.rows | set(self.surcharge_bytes)
             relaxation = self.relaxation(rows, surcharge_bytes=self.surcharge_bytes)
             answer = self.ask(relaxation, most_seconds=max(2.0, 0.1 * self.options.time_limit_seconds))
             if not answer.has_point:
-                self.surcharge_bytes.clear()
-                return
+                return answer.outcome is not Outcome.INFEASIBLE
             order = self.lifted(relaxation, answer)
             simulation = self.incumbent.consider(order)
             self.log(f"repaired: {percent_of(self.graph, simulation):.3f} %, {simulation.peak_bytes} bytes")
             over = excess_of(self.graph, order, simulation, self.budget_bytes)
+        return True
 
     def refine(self, over: Excess, answer: Answer) -> bool:
         """Add the worst positions, apart from each other, as instants, and rows at local maxima and in bursts."""

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch._inductor import config, cpp_builder
 from torch._inductor.exc import InvalidCxxCompiler
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from graph_capture.errors import CaptureError
 from planner import (
     InductorPeakWarning,
+    NoScheduleError,
     Plan,
     PlanMismatchError,
     RewriteError,
@@ -26,6 +28,7 @@ from planner import (
     rewrite,
 )
 from planner.compile_backend import checkpoint_planner  # registers the backend where the package is not installed
+from planner.inductor import _read_beyond_a_call
 from planner.inductor_peak import peak_without_in_place_bytes
 from solvers.auto import Auto
 from solvers.chen import ChenGreedy
@@ -371,3 +374,55 @@ def test_a_loss_whose_decomposition_is_mistaken() -> None:
     expected = model(x).item()
     rewrite(model, plan(model, "1TiB", (x,), compiler="inductor"))
     assert model(x).item() == pytest.approx(expected, rel=1e-5)
+
+
+class Pooled(nn.Module):
+    """Convolutions, activations and poolings, the kinds of which are said."""
+
+    def __init__(self, activation: Callable[[], nn.Module], pooling: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in ((3, 16), (16, 32)):
+            conv = nn.Conv2d(before, after, 3, padding=1)
+            layers += [conv, nn.BatchNorm2d(after), activation(), pooling()]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(32, 8, 3, padding=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).square().mean()
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("activation", "pooling"),
+    [(nn.GELU, lambda: nn.AvgPool2d(2)), (nn.LeakyReLU, lambda: nn.MaxPool2d(3, 2, 1)), (nn.Hardswish, nn.Identity)],
+    ids=["average", "leaky, overlapping", "hardswish"],
+)
+@pytest.mark.parametrize("percent", [100, 88])
+def test_the_prediction_bounds_the_peak_of_poolings_and_activations(
+    activation: Callable[[], nn.Module], pooling: Callable[[], nn.Module], percent: int
+) -> None:
+    """What is read for its shape alone is let go, and nothing is put off until a kernel was called in between."""
+    torch.manual_seed(0)
+    model, x = Pooled(activation, pooling), torch.randn(8, 3, 32, 32)
+    options: dict[str, Any] = {"solver": Auto(work_limit=2), "compiler": "inductor"}
+    stored = plan(model, "1GiB", (x,), **options)
+    made = stored
+    if percent < 100:
+        try:
+            made = plan(model, stored.predicted_peak_bytes * percent // 100, (x,), **options)
+        except NoScheduleError:
+            pytest.skip("nothing fits that budget")
+    rewrite(model, made, compiler="inductor")
+    assert measure_step(model, x).peak_bytes <= made.first_peak_bytes
+
+
+def test_what_is_read_behind_a_called_kernel_lies_in_memory() -> None:
+    """Computed anew by a later reader, it would hold what it is made of until then."""
+
+    def program(x: Tensor, weight: Tensor) -> Tensor:
+        early, late = x.tanh(), x.exp()
+        product = x @ weight
+        return early * product + (late * 2).sum() * 0
+
+    traced = make_fx(program, tracing_mode="fake")(torch.ones(64, 64), torch.ones(64, 64))
+    assert {node.name for node in _read_beyond_a_call(traced.graph)} == {"tanh", "exp"}
