@@ -13,7 +13,10 @@ from torch._prims_common import suggest_memory_format
 
 aten = torch.ops.aten
 BACKWARD = aten.max_pool2d_with_indices_backward.default
-AVERAGING_BACKWARDS = (aten.avg_pool2d_backward.default, aten.avg_pool3d_backward.default)
+AVERAGING_BACKWARDS = {aten.avg_pool2d_backward.default: 2, aten.avg_pool3d_backward.default: 3}
+MOST_WINDOWS = 25
+"""An element may lie in so many windows, where Inductor generates a kernel for an average pooling's backward."""
+
 OFFSETS = "prims::_low_memory_max_pool_with_offsets"
 INDICES = "prims::_low_memory_max_pool_offsets_to_indices"
 
@@ -37,10 +40,15 @@ def release_pooled_inputs(graph: fx.Graph) -> None:
 
 
 def release_averaged_inputs(graph: fx.Graph) -> None:
-    """The same in the backward of an average pooling, for Inductor: its kernel reads the shape alone."""
-    for target in AVERAGING_BACKWARDS:
+    """The same in the backward of an average pooling, for Inductor: a kernel that it generates reads the shape alone.
+
+    Where many windows meet in an element it calls torch's kernel, for which somebody would make the zeros.
+    """
+    for target, dimensions in AVERAGING_BACKWARDS.items():
         for node in graph.find_nodes(op="call_function", target=target):
-            _let_zeros_stand(node)
+            kernel, stride = node.args[2], node.args[3] or node.args[2]
+            if (-(-max(kernel) // min(stride))) ** dimensions <= MOST_WINDOWS:  # type: ignore[arg-type]
+                _let_zeros_stand(node)
 
 
 def _let_zeros_stand(node: fx.Node) -> None:

@@ -311,10 +311,9 @@ class Search:
         for step in SURCHARGE_STEPS:
             if self.repaired(over, int(step * self.budget_bytes)):
                 return
-            self.surcharge_bytes.clear()
 
     def repaired(self, over: Excess, step_bytes: int) -> bool:
-        """Whether all of the repairs of a round had points, with so much charged at least."""
+        """Repair with so much charged at least; `False` where that is too much for any point."""
         for _ in range(REPAIRS_PER_ROUND):
             if not over or self.remaining_seconds() <= 0.0:
                 return True
@@ -325,6 +324,7 @@ class Search:
             relaxation = self.relaxation(rows, surcharge_bytes=self.surcharge_bytes)
             answer = self.ask(relaxation, most_seconds=max(2.0, 0.1 * self.options.time_limit_seconds))
             if not answer.has_point:
+                self.surcharge_bytes.clear()
                 return answer.outcome is not Outcome.INFEASIBLE
             order = self.lifted(relaxation, answer)
             simulation = self.incumbent.consider(order)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from graph_capture.errors import CaptureError
+from graph_capture.pooling import release_averaged_inputs
 from planner import (
     InductorPeakWarning,
     NoScheduleError,
@@ -426,3 +427,17 @@ def test_what_is_read_behind_a_called_kernel_lies_in_memory() -> None:
 
     traced = make_fx(program, tracing_mode="fake")(torch.ones(64, 64), torch.ones(64, 64))
     assert {node.name for node in _read_beyond_a_call(traced.graph)} == {"tanh", "exp"}
+
+
+@pytest.mark.parametrize(("kernel", "stride", "released"), [(2, 2, True), (5, 1, True), (7, 7, True), (7, 1, False)])
+def test_an_average_over_many_windows_keeps_its_input(kernel: int, stride: int, released: bool) -> None:
+    """There torch's own kernel is called, and zeros in the place of the input would be made for it."""
+    side = (14 - kernel) // stride + 1
+
+    def program(gradient: Tensor, x: Tensor) -> Tensor:
+        return torch.ops.aten.avg_pool2d_backward(gradient, x, [kernel], [stride], [0], False, True, None)
+
+    traced = make_fx(program, tracing_mode="fake")(torch.ones(1, 2, side, side), torch.ones(1, 2, 14, 14))
+    release_averaged_inputs(traced.graph)
+    x = traced.graph.find_nodes(op="placeholder")[1]
+    assert (not x.users) == released
